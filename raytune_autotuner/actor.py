@@ -1,0 +1,62 @@
+"""A trial as a Ray Tune trainable. Imports little: every trial starts a process that loads this module."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray import tune
+
+from raytune_autotuner.proposal import Proposal, reduction_factor, report
+from raytune_autotuner.records import Parameters
+from raytune_autotuner.setup import Setup
+from raytune_autotuner.trial import Trial
+
+
+class TrialActor(tune.Trainable):  # type: ignore[misc]
+    """A trial under Tune. Deploys in the first ``step``: Ray does not clean up after a failed ``setup``."""
+
+    shared: Setup
+    _trial: Trial | None = None
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        parameters = Proposal.from_config(config).parameters
+        return tune.PlacementGroupFactory([resources(cls.shared, parameters)])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        self._proposal = Proposal.from_config(config)
+
+    def __repr__(self) -> str:
+        shown = ",".join(f"{k}={v}" for k, v in self._proposal.parameters.items())
+        return f"Trial({self._proposal.number} {self._proposal.trial.purpose} {shown})"
+
+    def step(self) -> dict[str, Any]:
+        if self._trial is None:
+            p = self._proposal
+            self._trial = self.shared.trial(p.trial, p.number, p.parameters, max(0.0, time.time() - p.proposed_at))
+        record = self._trial.step()
+        rungs = self._trial.rungs
+        factor = reduction_factor(self.shared.task.optimization)
+        return report(rungs[-1].score if rungs else None, len(rungs), record.outcome if record else None, factor)
+
+    def cleanup(self) -> None:
+        if self._trial is not None:
+            self._trial.finish("stopped")
+
+    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
+        return {}
+
+    def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
+        pass
+
+
+def resources(setup: Setup, parameters: Parameters) -> dict[str, float]:
+    """What a trial reserves in Ray."""
+    wanted = {"CPU": setup.cpus(parameters), "GPU": float(setup.gpus(parameters))}
+    return {name: amount for name, amount in wanted.items() if amount}
+
+
+def actor_class(setup: Setup) -> type[TrialActor]:
+    """The trainable of one experiment; named ``Trial`` because Ray's dashboard shows the class."""
+    return type("Trial", (TrialActor,), {"shared": setup})

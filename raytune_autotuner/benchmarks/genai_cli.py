@@ -1,0 +1,327 @@
+"""Measures rungs with the genuine genai-bench, one forked command for each load.
+
+A load has a command of its own, so that nothing of genai-bench's (plots, a spreadsheet, pauses between levels) lies
+between two loads: the result is taken as soon as its file is complete, and the command is killed then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+from raytune_autotuner import spec
+from raytune_autotuner.benchmarks.genai_fork import Order
+from raytune_autotuner.benchmarks.genai_output import (
+    DEBUG_GLOB,
+    RESULT_GLOB,
+    dropped_requests,
+    failure_reason,
+    find_result,
+    parse_result,
+    redact,
+)
+from raytune_autotuner.benchmarks.genai_server import Command, GenaiServer, answers, log_tail
+from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.errors import TransientError, TrialInfeasible
+from raytune_autotuner.metrics import summarise
+from raytune_autotuner.records import Endpoint, Load, LoadMetrics, Metrics, RequestSamples, Rung
+
+BATCH_TASKS = ("text-to-embeddings", "text-to-rerank")
+"""genai-bench iterates over batch sizes for these, with one request at a time."""
+PLACEHOLDER_KEY = "none"
+LOG, OUTPUT, RESULTS = "genai_bench.log", "stdout.log", "result"
+KEPT_LOG_CHARACTERS = 1_000_000
+POLL_S = 0.05
+CHECK_EVERY_S = 1.0
+CLIENT_GRACE_S = 120.0
+"""What a command may take beyond the time its traffic may; the rung's own deadline holds as well."""
+
+Ending = Literal["finished", "exited", "timeout"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where requests go and how genai-bench is to write them."""
+
+    url: str
+    model_name: str
+    tokenizer: str
+    api_backend: str
+    server_engine: str | None = None
+
+
+def argv(settings: spec.Benchmark, target: Target, load: Load, rung: Rung, folder: Path) -> list[str]:
+    """The arguments of ``genai-bench`` for one load, with its output under ``folder``.
+
+    Their order matters: genai-bench's checks of some look at those before. No key stands here, and nothing that
+    makes it ask on the terminal.
+    """
+    batched = settings.task in BATCH_TASKS
+    options: dict[str, object] = {
+        "api-backend": target.api_backend,
+        "api-key": PLACEHOLDER_KEY,
+        "api-base": target.url.rstrip("/"),
+        "api-model-name": target.model_name,
+        "model-tokenizer": target.tokenizer,
+        "model": target.model_name,
+        "task": settings.task,
+        "num-concurrency": 1 if batched else load.level,
+        "batch-size": load.level if batched else 1,
+        "max-time-per-run": rung.max_minutes,
+        "max-requests-per-run": rung.max_requests,
+        **_dataset(settings.dataset),
+        "traffic-scenario": load.scenario,
+        "prefix-len": settings.prefix_len,
+        "prefix-ratio": settings.prefix_ratio,
+        "additional-request-params": json.dumps(parameters) if (parameters := request_parameters(settings)) else None,
+        "server-engine": target.server_engine,
+        "metrics-time-unit": "s",
+        "experiment-base-dir": folder,
+        "experiment-folder-name": RESULTS,
+        "log-dir": folder,
+    }
+    given = ((f"--{name}", str(value)) for name, value in options.items() if value is not None)
+    return ["benchmark", *chain.from_iterable(given)]
+
+
+def _dataset(dataset: spec.Dataset | None) -> dict[str, object]:
+    if dataset is None:
+        return {}
+    return {
+        "dataset-path": dataset.path and _absolute(dataset.path),
+        "dataset-config": dataset.config and _absolute(dataset.config),
+        "dataset-prompt-column": dataset.prompt_column,
+        "dataset-image-column": dataset.image_column,
+    }
+
+
+def _absolute(path: str) -> str:
+    """A file's full path, because genai-bench runs in a folder of its own; a hub's name stays as it is."""
+    return str(Path(path).resolve()) if Path(path).exists() else path
+
+
+def request_parameters(settings: spec.Benchmark) -> dict[str, Any]:
+    """What is merged into each request's body, but for ``ignore_eos``: genai-bench asks about that one.
+
+    Text that reads as a number or a truth value becomes one: the BenchmarkJob of OME has text only, and tasks are
+    written in its form.
+    """
+    return {name: plain(value) for name, value in settings.additional_params.items() if name != "ignore_eos"}
+
+
+def ignore_eos(settings: spec.Benchmark) -> bool | None:
+    """The user's wish for answers of the full length, if there is one."""
+    value = settings.additional_params.get("ignore_eos")
+    return None if value is None else bool(plain(value))
+
+
+def plain(value: Any) -> Any:
+    """The number or truth value that a text spells; anything else unchanged."""
+    if isinstance(value, str) and re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?|true|false", value):
+        return json.loads(value)
+    return value
+
+
+def secrets_of(api_key: str | None, variables: Mapping[str, str]) -> tuple[str, ...]:
+    """What must never be kept: the key, and what the environment holds under a name that says so."""
+    telling = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL")
+    held = [value for name, value in variables.items() if telling.search(name.upper()) and len(value) >= 8]
+    return tuple(filter(None, (api_key, *held)))
+
+
+class GenaiCli:
+    """Implements ``Benchmark``. Connects to the server at ``socket`` if one answers there, else starts its own.
+
+    ``api_key`` reaches nothing but the request headers. Values of secret-looking environment variables are removed
+    from everything that is kept, as a second line of defence.
+    """
+
+    def __init__(
+        self,
+        settings: spec.Benchmark,
+        *,
+        model_name: str,
+        tokenizer: str,
+        api_backend: str,
+        server_engine: str | None,
+        api_key: str | None = None,
+        socket: Path | None = None,
+    ) -> None:
+        self._settings = settings
+        self._target = Target("", model_name, _absolute(tokenizer), api_backend, server_engine)
+        self._api_key = api_key
+        self._secrets = secrets_of(api_key, os.environ)
+        self._socket = socket
+        self._server: GenaiServer | None = None
+
+    def prepare(self) -> None:
+        if self._server is not None or (self._socket is not None and answers(self._socket)):
+            return
+        scratch = Path(tempfile.gettempdir()) / f"raytune-autotuner-{uuid.uuid4().hex}"
+        self._server = GenaiServer.start(self._target.tokenizer, scratch)
+        self._socket = self._server.socket
+
+    def run(
+        self, endpoint: Endpoint, rung: Rung, folder: Path, deadline: Deadline, check: Callable[[], None]
+    ) -> Metrics:
+        started = time.monotonic()
+        folder.mkdir(parents=True)
+        self.prepare()
+        target = replace(self._target, url=endpoint.url)
+        loads = []
+        for number, load in enumerate(rung.loads):
+            repeats = []
+            for repeat in range(rung.repeats):
+                suffix = f"-repeat{repeat}" if rung.repeats > 1 else ""
+                kept = folder / f"{number}-{_file_name(load)}{suffix}"
+                wait = _Wait(deadline.sooner(rung.max_minutes * 60 + CLIENT_GRACE_S), check)
+                repeats.append(self._measure(target, load, rung, kept, wait))
+            loads.append(merge(repeats))
+        traffic_s = sum(load.duration_s for load in loads)
+        return Metrics(rung.index, tuple(loads), traffic_s, max(0.0, time.monotonic() - started - traffic_s))
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+        self._server = None
+
+    def _measure(self, target: Target, load: Load, rung: Rung, kept: Path, wait: _Wait) -> LoadMetrics:
+        assert self._socket is not None
+        scratch = self._socket.parent / uuid.uuid4().hex
+        _make_private(scratch)
+        arguments = tuple(argv(self._settings, target, load, rung, scratch))
+        order = Order(arguments, str(scratch), str(scratch / OUTPUT), self._api_key, ignore_eos(self._settings))
+        try:
+            with Command(self._socket, order, wait.deadline) as command:
+                ending = wait.until_ended(command, scratch / RESULTS, load)
+        finally:
+            keep(scratch, kept, self._secrets)
+            shutil.rmtree(scratch, ignore_errors=True)
+        result = find_result(kept, load)
+        if result is None:
+            wait.check()  # an engine that has gone explains more than what genai-bench says
+            raise _failure(kept, rung, ending, wait.deadline)
+        return self._judged(parse_result(result), kept, wait)
+
+    def _judged(self, measured: LoadMetrics, kept: Path, wait: _Wait) -> LoadMetrics:
+        """The metrics with the answers that genai-bench dropped counted as errors.
+
+        Raises:
+            TrialInfeasible: too many requests failed.
+        """
+        metrics = with_dropped(measured, dropped_requests(_text(kept / LOG)))
+        if metrics.completed and metrics.values["error_ratio"] <= self._settings.max_error_ratio:
+            return metrics
+        wait.check()
+        share = f"{metrics.errors} of {metrics.errors + metrics.completed} requests failed"
+        allowed = f"allowed are {self._settings.max_error_ratio:.1%}"
+        raise TrialInfeasible("request_errors", f"{share}, {allowed}: {failure_reason(kept)}", log_tail(kept / LOG))
+
+
+@dataclass
+class _Wait:
+    """Waits for a command with the caller's check in between."""
+
+    deadline: Deadline
+    check: Callable[[], None]
+    checked_at: float = 0.0
+
+    def until_ended(self, command: Command, results: Path, load: Load) -> Ending:
+        """Wait until the load's result is complete, the command has ended by itself, or the deadline has passed."""
+        while find_result(results, load) is None:
+            if command.poll(POLL_S) is not None:
+                return "exited"
+            if self.deadline.expired:
+                return "timeout"
+            if time.monotonic() - self.checked_at >= CHECK_EVERY_S:
+                self.check()
+                self.checked_at = time.monotonic()
+        return "finished"
+
+
+def _failure(kept: Path, rung: Rung, ending: Ending, deadline: Deadline) -> TrialInfeasible | TransientError:
+    """Why there is no result, from what genai-bench left."""
+    log, tail = _text(kept / LOG), log_tail(kept / OUTPUT)
+    if ending == "timeout":
+        return TrialInfeasible("timeout", f"the load did not end within {deadline.seconds:.0f} s", tail)
+    if (reason := failure_reason(kept)) is not None:
+        return TrialInfeasible("request_errors", reason, tail)
+    if dropped := dropped_requests(log):
+        return TrialInfeasible("request_errors", f"{dropped} answers of a single token, which genai-bench drops", tail)
+    if "No request metrics collected" in log:
+        return TrialInfeasible("timeout", f"no request was finished within {rung.max_minutes} min", tail)
+    return TransientError(f"genai-bench ended without a result:\n{tail}")
+
+
+def keep(scratch: Path, kept: Path, secrets: Iterable[str]) -> None:
+    """Copy what is worth keeping of genai-bench's output, without secrets."""
+    kept.mkdir(parents=True)
+    names = (LOG, OUTPUT, *(f"{RESULTS}/{glob}" for glob in ("experiment_metadata.json", RESULT_GLOB, DEBUG_GLOB)))
+    for path in chain.from_iterable(scratch.glob(name) for name in names):
+        text = redact(_text(path), secrets)
+        (kept / path.name).write_text(text[-KEPT_LOG_CHARACTERS:] if path.suffix == ".log" else text)
+
+
+def with_dropped(metrics: LoadMetrics, dropped: int) -> LoadMetrics:
+    """The metrics with that many more errors."""
+    if not dropped:
+        return metrics
+    errors = metrics.errors + dropped
+    codes = {**metrics.error_codes, "dropped": dropped}
+    values = summarise(metrics.samples, metrics.concurrency, errors)
+    return replace(metrics, errors=errors, error_codes=codes, values=values)
+
+
+def merge(repeats: Sequence[LoadMetrics]) -> LoadMetrics:
+    """The same load measured several times as one: all requests together, genai-bench's own figures averaged."""
+    first, errors = repeats[0], sum(each.errors for each in repeats)
+    if len(repeats) == 1:
+        return first
+    samples = RequestSamples(
+        *(tuple(chain.from_iterable(getattr(each.samples, column) for each in repeats)) for column in _COLUMNS)
+    )
+    names = set.intersection(*(set(each.reported) for each in repeats))
+    return LoadMetrics(
+        load=first.load,
+        concurrency=first.concurrency,
+        completed=len(samples.e2e_s),
+        errors=errors,
+        duration_s=sum(each.duration_s for each in repeats),
+        values=summarise(samples, first.concurrency, errors),
+        samples=samples,
+        error_codes=dict(sum((Counter(each.error_codes) for each in repeats), Counter[str]())),
+        reported={name: sum(each.reported[name] for each in repeats) / len(repeats) for name in sorted(names)},
+    )
+
+
+_COLUMNS = tuple(RequestSamples.__dataclass_fields__)
+
+
+def _file_name(load: Load) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "_", load.scenario).strip("_") + f"-{load.level}"
+
+
+def _make_private(folder: Path) -> None:
+    """Raises TransientError when the server's folder, and so the server, has gone."""
+    try:
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise TransientError(f"the genai-bench server has gone: {error}") from error
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""

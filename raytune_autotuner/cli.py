@@ -1,0 +1,149 @@
+"""The command line. Every command is a few lines: load, call, print, exit code.
+
+Exit codes: 0 done (a winner was found), 1 it ran but nothing was feasible, 2 the input is wrong,
+3 the environment lacks something, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+
+from raytune_autotuner import __version__
+from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.records import Parameters
+
+OK, NOTHING_FEASIBLE, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+
+F = TypeVar("F", bound=Callable[..., int])
+
+
+def _exit_codes(command: F) -> Callable[..., None]:
+    """Turn our exceptions into a message on stderr and the documented exit code."""
+
+    @wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        err = Console(stderr=True, soft_wrap=True, highlight=False)
+        try:
+            code = command(*args, **kwargs)
+        except SpecError as error:
+            for problem in error.problems:
+                err.print(f"error: {error.source}: {problem}", markup=False)
+            code = BAD_INPUT
+        except EnvironmentFault as error:
+            err.print(f"error: {error}", markup=False)
+            code = ENVIRONMENT
+        except KeyboardInterrupt:
+            err.print("interrupted", markup=False)
+            code = INTERRUPTED
+        raise SystemExit(code)
+
+    return wrapped
+
+
+_task = click.argument("task_file", metavar="TASK", type=click.Path(path_type=Path))
+_overrides = click.option(
+    "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field, e.g. benchmark.repeats=3."
+)
+_storage = click.option(
+    "--storage", default="results", show_default=True, help="Folder or URI that holds the experiment folders."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="raytune-autotuner")
+def main() -> None:
+    """Find the launch parameters with which an LLM inference engine serves a given load best."""
+
+
+@main.command()
+@_task
+@_overrides
+@_exit_codes
+def validate(task_file: Path, overrides: tuple[str, ...]) -> int:
+    """Check a task file and show the plan: trials, rungs, time, cost. Starts nothing."""
+    from raytune_autotuner.checks import load_checked
+    from raytune_autotuner.plan import make_plan, render
+
+    task, engine = load_checked(task_file, overrides)
+    Console().print(render(make_plan(task, engine)))
+    return OK
+
+
+@main.command()
+@_exit_codes
+def schema() -> int:
+    """Print the JSON Schema of the task file."""
+    from raytune_autotuner.spec import json_schema
+
+    click.echo(json.dumps(json_schema(), indent=2))
+    return OK
+
+
+@main.command()
+@_task
+@_overrides
+@_storage
+@click.option("--results", "results_path", type=click.Path(path_type=Path), help="Where to write the results file.")
+@click.option("--name", help="Name of the experiment; default: the task's name and the time.")
+@click.option("--dashboard", is_flag=True, help="Start the Ray dashboard beside the experiment.")
+@_exit_codes
+def run(
+    task_file: Path,
+    overrides: tuple[str, ...],
+    storage: str,
+    results_path: Path | None,
+    name: str | None,
+    dashboard: bool,
+) -> int:
+    """Run the search that a task file describes."""
+    from raytune_autotuner import display, experiment
+    from raytune_autotuner.checks import load_checked
+    from raytune_autotuner.plan import make_plan, render
+    from raytune_autotuner.setup import prepare
+    from raytune_autotuner.storage import Storage
+
+    task, engine = load_checked(task_file, overrides)
+    plan = make_plan(task, engine)
+    console = Console()
+    console.print(render(plan))
+    setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
+    path = results_path or Path("results") / f"{task.task_name}_results.json"
+    with display.progress(setup.folder, plan.trials, console):
+        results = experiment.run(setup, experiment.Options(path, dashboard))
+    console.print(display.answer(results, setup.folder.root.location(), str(path)))
+    if results.interrupted:
+        return INTERRUPTED
+    return OK if results.winner else NOTHING_FEASIBLE
+
+
+@main.command()
+@_task
+@_overrides
+@_storage
+@click.option("--params", default="{}", metavar="JSON", help="The configuration; {} is the baseline.")
+@click.option("--name", help="Name of the experiment folder; default: the task's name and the time.")
+@_exit_codes
+def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str, name: str | None) -> int:
+    """Run one configuration, without a search."""
+    from raytune_autotuner import display, experiment
+    from raytune_autotuner.checks import check_parameters, load_checked
+    from raytune_autotuner.records import TrialId, config_hash
+    from raytune_autotuner.setup import prepare
+    from raytune_autotuner.storage import Storage
+    from raytune_autotuner.trial import run as run_trial
+
+    task, engine = load_checked(task_file, overrides)
+    parameters: Parameters = check_parameters(task, engine, params)
+    setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
+    console = Console()
+    with display.progress(setup.folder, 1, console):
+        record = run_trial(setup.trial(TrialId("single", config_hash(parameters)), 0, parameters))
+    console.print(display.trial_answer(record, setup.folder.root.location()))
+    return OK if record.outcome == "completed" else NOTHING_FEASIBLE

@@ -1,0 +1,193 @@
+"""What a person sees in the terminal: progress while an experiment runs, its answer at the end.
+
+Progress is read from the experiment folder: a live table in a terminal, one line per change elsewhere.
+"""
+
+from __future__ import annotations
+
+import shlex
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from raytune_autotuner.records import Parameters, Score, TrialRecord, TrialState
+from raytune_autotuner.results import Ledger, Results, was_stopped_early
+from raytune_autotuner.storage import ExperimentFolder
+
+POLL_S = 0.5
+JOIN_S = 10.0
+SHOWN_TRIALS = 30
+COLOURS = {"completed": "green", "stopped": "yellow", "infeasible": "red", "failed": "red"}
+
+
+@contextmanager
+def progress(folder: ExperimentFolder, planned: int, console: Console) -> Iterator[None]:
+    """Show the experiment's progress while the body runs."""
+    over = threading.Event()
+    target = _live if console.is_terminal else _lines
+    thread = threading.Thread(target=target, args=(folder, planned, console, over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(JOIN_S)
+
+
+def _live(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event) -> None:
+    begun = time.monotonic()
+    with Live(console=console, refresh_per_second=2, transient=True) as live:
+        while not over.wait(POLL_S):
+            live.update(_board(folder.states(), planned, time.monotonic() - begun))
+
+
+def _lines(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event) -> None:
+    seen: dict[str, tuple[str, str, int]] = {}
+    while True:
+        last_look = over.wait(POLL_S)
+        for state in folder.states():
+            now = (state.phase, state.detail, state.rung)
+            if seen.get(state.trial.name) != now:
+                seen[state.trial.name] = now
+                console.print(f"{state.updated_at} {_state_line(state)}", highlight=False, soft_wrap=True)
+        if last_look:
+            return
+
+
+def _state_line(state: TrialState) -> str:
+    what = f"outcome {state.outcome}" if state.outcome else state.phase
+    detail = f" ({state.detail})" if state.detail else ""
+    score = f", {_score(state.score)}" if state.score else ""
+    return (
+        f"#{state.number} {state.trial.purpose} [{_parameters(state.parameters)}] "
+        f"{what}{detail}, rung {state.rung}/{state.total_rungs}{score}"
+    )
+
+
+def _board(states: Sequence[TrialState], planned: int, elapsed_s: float) -> RenderableType:
+    table = Table(box=None, pad_edge=False)
+    for column in ("#", "trial", "parameters", "phase", "rung", "score"):
+        table.add_column(column, no_wrap=column != "parameters")
+    for state in states[-SHOWN_TRIALS:]:
+        colour = COLOURS.get(state.outcome or "", "cyan")
+        table.add_row(
+            str(state.number),
+            state.trial.purpose,
+            Text(_parameters(state.parameters)),
+            Text(state.outcome or " ".join((state.phase, state.detail)).strip(), style=colour),
+            f"{state.rung}/{state.total_rungs}",
+            Text(_score(state.score) if state.score else ""),
+        )
+    ended = sum(state.outcome is not None for state in states)
+    return Group(Text(f"{ended} of at most {planned} trials ended, {elapsed_s:.0f} s", style="bold"), table)
+
+
+def _parameters(parameters: Parameters) -> str:
+    return ", ".join(f"{k}={v}" for k, v in parameters.items()) or "the runtime's own flags"
+
+
+def _score(score: Score) -> str:
+    broken = f" breaks SLO: {score.worst}" if score.violation else ""
+    return f"{score.value:.4g} {score.unit}{broken}"
+
+
+def answer(results: Results, location: str, results_file: str) -> RenderableType:
+    """The end of a run: trials, winner, gain, cost, and where everything is."""
+    return Group(
+        _trials(results),
+        Text(""),
+        *_winner(results),
+        Text(""),
+        *_cost(results.ledger),
+        Text(f"Experiment folder: {location}"),
+        Text(f"Results: {results_file}"),
+    )
+
+
+def trial_answer(record: TrialRecord, location: str) -> RenderableType:
+    """The end of a single trial."""
+    lines = [
+        Text(f"Outcome: {_outcome(record)}", style=f"bold {COLOURS[record.outcome]}"),
+        Text(f"Score: {_last_score(record) or 'none'}"),
+        Text("Seconds: " + ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in record.phases.items())),
+        Text(f"Command: {shlex.join(record.argv)}"),
+        *(Text(f"Differs from what was asked: {difference}", style="yellow") for difference in record.differences),
+    ]
+    if record.failure:
+        lines += [Text(t) for t in (record.failure.hint, record.failure.log_tail) if t]
+    return Group(*lines, Text(f"Experiment folder: {location}"))
+
+
+def _trials(results: Results) -> RenderableType:
+    table = Table(title=f"{results.task.task_name}: {results.task.optimization.objective}", title_justify="left")
+    for column in ("#", "trial", "parameters", "outcome", "rungs", "score", "seconds"):
+        table.add_column(column, justify="right" if column in ("#", "seconds") else "left")
+    for record in results.records:
+        table.add_row(
+            str(record.number),
+            record.trial.purpose,
+            Text(_parameters(record.parameters)),
+            Text(_outcome(record), style=COLOURS[record.outcome]),
+            f"{len(record.rungs)}/{record.total_rungs}",
+            Text(_last_score(record)),
+            f"{record.wall_s:.0f}",
+        )
+    return table
+
+
+def _outcome(record: TrialRecord) -> str:
+    if record.failure is None:
+        return "stopped early" if was_stopped_early(record) else record.outcome
+    first = record.failure.reason.splitlines()[0] if record.failure.reason else ""
+    return f"{record.outcome}: {record.failure.kind} - {first[:100]}"
+
+
+def _last_score(record: TrialRecord) -> str:
+    if not record.rungs:
+        return ""
+    partial = "" if record.score else f" (rung {len(record.rungs)})"
+    return _score(record.rungs[-1].score) + partial
+
+
+def _winner(results: Results) -> Iterator[Text]:
+    winner, best = results.winner, results.recommended
+    if winner is None:
+        yield Text("No configuration is feasible.", style="bold red")
+        if results.closest and results.closest.score:
+            yield Text(f"Closest to the SLO: {_parameters(results.closest.parameters)}; {results.closest.score.worst}")
+        return
+    yield Text(f"Best measured: {_parameters(winner.parameters)}  {_last_score(winner)}", style="bold green")
+    yield from _gain(results)
+    if best is not None:
+        yield Text(f"Recommended:   {_parameters(best.parameters)}", style="bold")
+        yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)
+
+
+def _gain(results: Results) -> Iterator[Text]:
+    verdict, baseline, winner = results.verdict, results.baseline, results.winner
+    if verdict is not None:
+        yield Text(
+            f"{verdict.kind}: {verdict.gain:+.1%} over the baseline, {verdict.confidence:.0%} confidence interval "
+            f"{verdict.low:+.1%} to {verdict.high:+.1%} ({verdict.winner:.4g} against {verdict.baseline:.4g} "
+            f"{verdict.unit}, measured {verdict.winner_runs} and {verdict.baseline_runs} times in turn); "
+            f"{verdict.reason}.",
+            style="bold",
+        )
+    elif baseline is winner:
+        yield Text("The baseline itself is the best configuration that was measured.")
+    else:
+        yield Text("Not confirmed: winner and baseline were not measured again, so no gain is claimed.")
+
+
+def _cost(ledger: Ledger) -> Iterator[Text]:
+    phases = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in ledger.by_phase.items())
+    yield Text(f"Spent: {ledger.total:.0f} {ledger.unit} ({phases})")
+    yield Text(f"Saved by early stopping: about {ledger.saved_by_early_stop:.0f} {ledger.unit}")
+    if ledger.wasted:
+        yield Text(f"Spent on configurations that cannot work: {ledger.wasted:.0f} {ledger.unit}")

@@ -1,0 +1,147 @@
+"""From metrics to one number. An objective is one pure function and one row of ``OBJECTIVES``.
+
+A workload has several loads (scenario × level). A latency is averaged over all of them; a throughput is
+the best level of each scenario, averaged over the scenarios, because a server is not slower for having
+been measured at a low level too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from raytune_autotuner.metrics import METRICS
+from raytune_autotuner.records import Direction, LoadMetrics, Metrics, Score
+from raytune_autotuner.spec import Optimization
+
+WORST = 1e6
+"""Stands for an unbounded violation, so that scores stay finite and can be written as JSON."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What an objective may need besides the metrics."""
+
+    gpus: int
+    optimization: Optimization
+
+
+@dataclass(frozen=True)
+class Objective:
+    """``value`` raises ``KeyError`` when the rung did not measure what it needs."""
+
+    direction: Direction
+    unit: str
+    value: Callable[[Metrics, Context], float]
+    needs_output_tokens: bool = True
+    help: str = ""
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)
+
+
+def over_loads(metrics: Metrics, name: str) -> float:
+    """A metric over all loads of a rung, by the rule at the top of this module."""
+    if METRICS[name].direction == "min":
+        return _mean(load.values[name] for load in metrics.loads)
+    scenarios = {load.load.scenario for load in metrics.loads}
+    return _mean(max(m.values[name] for m in metrics.loads if m.load.scenario == s) for s in sorted(scenarios))
+
+
+def _mean_of(name: str) -> Callable[[Metrics, Context], float]:
+    return lambda metrics, _: over_loads(metrics, name)
+
+
+def _throughput_per_gpu(metrics: Metrics, context: Context) -> float:
+    return over_loads(metrics, "output_tokens_per_s") / max(1, context.gpus)
+
+
+def _cost(metrics: Metrics, context: Context) -> float:
+    price_per_s = (context.optimization.price_per_gpu_hour or 0.0) * max(1, context.gpus) / 3600
+    return price_per_s / over_loads(metrics, "output_tokens_per_s") * 1e6
+
+
+def _weighted(metrics: Metrics, context: Context) -> float:
+    """A weighted geometric mean: one per cent of any metric counts alike, whatever its unit."""
+    weights = context.optimization.weights or {}
+    logs = (
+        weight * (1 if METRICS[name].direction == "max" else -1) * math.log(max(over_loads(metrics, name), 1e-12))
+        for name, weight in weights.items()
+    )
+    return math.exp(sum(logs) / sum(weights.values()))
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "minimize_latency": Objective("min", "s", _mean_of("e2e_mean_s"), False, "mean end-to-end latency"),
+    "maximize_throughput": Objective("max", "tokens/s", _mean_of("output_tokens_per_s"), help="output tokens/s"),
+    "maximize_input_throughput": Objective(
+        "max", "tokens/s", _mean_of("input_tokens_per_s"), False, "input tokens/s, for embeddings and rerank"
+    ),
+    "maximize_requests": Objective("max", "requests/s", _mean_of("requests_per_s"), False, "requests/s"),
+    "minimize_ttft": Objective("min", "s", _mean_of("ttft_mean_s"), help="mean time to first token"),
+    "minimize_tpot": Objective("min", "s", _mean_of("tpot_mean_s"), help="mean time per output token"),
+    "maximize_throughput_per_gpu": Objective(
+        "max", "tokens/s/GPU", _throughput_per_gpu, help="output tokens/s per GPU"
+    ),
+    "minimize_cost": Objective("min", "per 1M tokens", _cost, help="money per million output tokens"),
+    "weighted": Objective("max", "", _weighted, False, "weighted geometric mean of the metrics in `weights`"),
+}
+
+
+def violation(metrics: Metrics, slo: dict[str, float]) -> tuple[float, str]:
+    """The largest relative excess over a limit and that limit in words; (0, "") when all are kept.
+
+    A latency must be kept at every load; a throughput must be reached at the best one.
+    """
+    worst, words = 0.0, ""
+    for name, limit in slo.items():
+        value = _extreme(metrics.loads, name)
+        if value is None:
+            excess, shown = WORST, "not measured"
+        elif METRICS[name].direction == "min":
+            excess, shown = value / limit - 1, f"{value:.4g}"
+        else:
+            excess, shown = (limit / value - 1 if value > 0 else WORST), f"{value:.4g}"
+        if excess > worst:
+            sign = "<=" if METRICS[name].direction == "min" else ">="
+            worst, words = min(excess, WORST), f"{name} {shown}, limit {sign} {limit:g}"
+    return worst, words
+
+
+def _extreme(loads: tuple[LoadMetrics, ...], name: str) -> float | None:
+    """The largest value over the loads: the worst of a latency, the best of a throughput."""
+    values = [load.values[name] for load in loads if name in load.values]
+    complete = len(values) == len(loads) or METRICS[name].direction == "max"
+    return max(values) if values and complete else None
+
+
+def score(metrics: Metrics, context: Context) -> Score:
+    """The score of one rung.
+
+    Raises:
+        KeyError: the rung did not measure what the objective needs.
+    """
+    name = context.optimization.objective
+    objective = OBJECTIVES[name]
+    value = objective.value(metrics, context)
+    excess, worst = violation(metrics, context.optimization.slo)
+    loss = value if objective.direction == "min" else -value
+    return Score(name, value, objective.unit, objective.direction, loss, excess, worst)
+
+
+def rank(score: Score) -> tuple[float, float]:
+    """Sorts scores from best to worst: whoever keeps the SLO first, then by how far it is broken."""
+    return (score.violation, score.loss)
+
+
+def scalar(loss: float, excess: float) -> float:
+    """``rank`` as one bounded number for schedulers and searchers: [0, 1] keeps the SLO, (1, 2] breaks it.
+
+    Strictly increasing in either argument, finite for every finite loss; only its order has a meaning.
+    """
+    if excess > 0:
+        return 1 + excess / (1 + excess)
+    return 0.5 * (1 + loss / (1 + abs(loss)))

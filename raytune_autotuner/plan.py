@@ -1,0 +1,265 @@
+"""What an experiment will do, and how long that takes, before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from raytune_autotuner import scenarios
+from raytune_autotuner.engines import Engine, gpu_count
+from raytune_autotuner.records import Load, Parameters, Rung
+from raytune_autotuner.space import MAX_CANDIDATES, Space
+from raytune_autotuner.spec import Benchmark, Task
+
+SHORT_WAVES, SHORT_REQUESTS = 2, 8
+"""The short rung lets every client send this many requests, and sends at least so many in all."""
+DEPLOY_S = {"local": (5.0, 120.0), "ome": (60.0, 600.0)}
+"""From nothing to a ready engine and back, at best and at worst."""
+BEST_PREFILL_TOKENS_PER_S, BEST_TPOT_S = 20_000.0, 0.005
+"""A fast engine; nothing is known of this one before it has been measured."""
+TYPICAL_TOKENS = (500.0, 100.0)
+"""Input and output of a request whose size the data decides."""
+CLIENT_S = 1.0
+"""What the benchmark client adds to a load."""
+SAMPLES = 200
+"""Configurations by which a range over the space is estimated."""
+
+Span = tuple[float, float]
+"""At best and at worst."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    task_name: str
+    objective: str
+    strategy: str
+    points: int
+    """Configurations that the search tries, at most."""
+    grid_points: int | None
+    """Configurations that there are; ``None`` when they are not countable."""
+    trials: int
+    """Points, the baseline and the confirming runs."""
+    rungs: tuple[Rung, ...]
+    gpus: tuple[int, int]
+    """Per trial, over the configurations."""
+    trial_s: Span
+    total_s: Span
+    gpu_hours: Span
+    cost: Span | None
+    notes: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+
+def ladder(task: Task) -> tuple[Rung, ...]:
+    """The rungs of a trial: as written out, else the whole workload, after a short run where trials may be stopped."""
+    benchmark = task.benchmark
+    if benchmark.rungs is not None:
+        return tuple(_written(benchmark, n) for n in range(len(benchmark.rungs)))
+    whole = _loads(benchmark.scenarios, benchmark.levels)
+    short = _short(benchmark, len(whole)) if task.optimization.scheduler != "none" else None
+    minutes, requests = benchmark.max_time_per_iteration, benchmark.max_requests_per_iteration
+    last = Rung(1 if short else 0, whole, requests, minutes, benchmark.repeats)
+    return (short, last) if short else (last,)
+
+
+def _written(benchmark: Benchmark, index: int) -> Rung:
+    rungs = benchmark.rungs or ()
+    rung = rungs[index]
+    loads = _loads(rung.traffic_scenarios or benchmark.scenarios, rung.num_concurrency or benchmark.levels)
+    requests = rung.max_requests or benchmark.max_requests_per_iteration
+    minutes = rung.max_minutes or benchmark.max_time_per_iteration
+    return Rung(index, loads, requests, minutes, benchmark.repeats if index == len(rungs) - 1 else 1)
+
+
+def _loads(texts: Sequence[str], levels: Sequence[int]) -> tuple[Load, ...]:
+    return tuple(Load(text, level) for text in texts for level in levels)
+
+
+def _short(benchmark: Benchmark, loads: int) -> Rung | None:
+    """One load at the highest level, which shows an engine's limits; nothing when it would not be shorter."""
+    level = max(benchmark.levels)
+    clients = 1 if benchmark.batched else level
+    whole = benchmark.max_requests_per_iteration
+    requests = min(max(SHORT_WAVES * clients, SHORT_REQUESTS), whole if loads > 1 else whole // 2)
+    load = Load(benchmark.scenarios[0], level)
+    return Rung(0, (load,), requests, benchmark.max_time_per_iteration) if requests else None
+
+
+def make_plan(task: Task, engine: Engine) -> Plan:
+    """The plan of a checked task.
+
+    Raises:
+        SpecError: the engine's formula gives no number of GPUs for a configuration.
+    """
+    space = Space.of(task, engine)
+    examples, grid_points = _examples(task, space)
+    points = (
+        task.optimization.max_iterations if grid_points is None else min(task.optimization.max_iterations, grid_points)
+    )
+    confirm = 2 * task.optimization.confirm.repeats if points else 0
+    rungs = ladder(task)
+    gpus = _gpus(task, engine, examples)
+    trial_s, work_s = _durations(task, rungs, points, confirm)
+    at_once = task.optimization.max_concurrent_trials or 1
+    gpu_hours = (work_s[0] * gpus[0] / 3600, work_s[1] * gpus[1] / 3600)
+    price = task.optimization.price_per_gpu_hour
+    return Plan(
+        task_name=task.task_name,
+        objective=task.optimization.objective,
+        strategy=task.optimization.strategy,
+        points=points,
+        grid_points=grid_points,
+        trials=1 + points + confirm,
+        rungs=rungs,
+        gpus=gpus,
+        trial_s=trial_s,
+        total_s=(work_s[0] / at_once, work_s[1] / at_once),
+        gpu_hours=gpu_hours,
+        cost=(gpu_hours[0] * price, gpu_hours[1] * price) if price else None,
+        notes=tuple(_notes(task, engine, points, grid_points)),
+        assumptions=tuple(_assumptions(task)),
+    )
+
+
+def _examples(task: Task, space: Space) -> tuple[Sequence[Parameters], int | None]:
+    """Configurations that stand for the search, and how many there are."""
+    if not space.dimensions:
+        return (), 0
+    if task.optimization.strategy == "grid_search":
+        return space.grid(task.optimization.max_iterations)
+    size = space.size()
+    if size is not None and size <= MAX_CANDIDATES:
+        return space.grid(MAX_CANDIDATES)
+    rng = np.random.default_rng(task.optimization.seed)
+    return [space.sample(rng) for _ in range(SAMPLES)], None
+
+
+def _gpus(task: Task, engine: Engine, examples: Sequence[Parameters]) -> tuple[int, int]:
+    if task.resources.gpus is not None:
+        return task.resources.gpus, task.resources.gpus
+    some = [{}, *examples[:: 1 + len(examples) // SAMPLES]]
+    counts = [gpu_count(engine, parameters, task.runtime.args) for parameters in some]
+    return min(counts), max(counts)
+
+
+def _durations(task: Task, rungs: Sequence[Rung], points: int, confirm: int) -> tuple[Span, Span]:
+    """Seconds of one whole trial, and of all trials one after the other."""
+    timeout_s = float(task.optimization.timeout_per_iteration)
+    deploy = DEPLOY_S[task.backend]
+    spans = [_rung_s(task.benchmark, rung) for rung in rungs]
+
+    def trial(side: int, chosen: Sequence[Span]) -> float:
+        return min(timeout_s, deploy[side] + sum(span[side] for span in chosen))
+
+    asha = task.optimization.scheduler
+    stays = [1.0 if asha == "none" else asha.reduction_factor**-n for n in range(len(rungs))]
+    stopped_early = deploy[0] + sum(span[0] * share for span, share in zip(spans, stays, strict=True))
+    best = trial(0, spans) + points * min(timeout_s, stopped_early) + confirm * trial(0, spans[-1:])
+    worst = (1 + points) * trial(1, spans) + confirm * trial(1, spans[-1:])
+    return (trial(0, spans), trial(1, spans)), (best, worst)
+
+
+def _rung_s(benchmark: Benchmark, rung: Rung) -> Span:
+    bound_s = 60.0 * rung.max_minutes
+    best = sum(min(bound_s, _load_s(benchmark, load, rung.max_requests)) for load in rung.loads)
+    overhead_s = CLIENT_S * len(rung.loads)
+    return rung.repeats * (best + overhead_s), rung.repeats * (bound_s * len(rung.loads) + overhead_s)
+
+
+def _load_s(benchmark: Benchmark, load: Load, requests: int) -> float:
+    """A load on a fast engine."""
+    scenario = scenarios.parse(load.scenario)
+    clients, documents = (1, load.level) if benchmark.batched else (load.level, 1)
+    input_tokens = documents * (TYPICAL_TOKENS[0] if scenario.input_tokens is None else scenario.input_tokens)
+    output_tokens = scenario.output_tokens or (0.0 if benchmark.batched else TYPICAL_TOKENS[1])
+    return math.ceil(requests / clients) * (input_tokens / BEST_PREFILL_TOKENS_PER_S + output_tokens * BEST_TPOT_S)
+
+
+def _notes(task: Task, engine: Engine, points: int, grid_points: int | None) -> Iterator[str]:
+    """What the task leaves open and how it was read."""
+    benchmark, iterations = task.benchmark, task.optimization.max_iterations
+    if task.engine is None:
+        yield f"the engine is read from the runtime at the start; names were checked against {engine.name}"
+    if task.backend == "ome":
+        yield "GPUs were counted without the flags of the runtime, which is read at the start"
+    if not benchmark.traffic_scenarios:
+        yield f"no traffic scenario is given: {', '.join(benchmark.scenarios)} is used"
+    if grid_points == 0:
+        yield "no parameter is searched: only the baseline is measured"
+    elif task.optimization.strategy == "grid_search" and grid_points is not None and grid_points > iterations:
+        yield f"a grid of {grid_points} is sampled evenly: {points} points"
+    elif grid_points is not None and grid_points < iterations:
+        yield f"there are {grid_points} configurations, fewer than max_iterations ({iterations}): each is tried once"
+
+
+def _assumptions(task: Task) -> Iterator[str]:
+    deploy = DEPLOY_S[task.backend]
+    yield (
+        f"at best an engine prefills {BEST_PREFILL_TOKENS_PER_S:,.0f} tokens/s, takes {BEST_TPOT_S * 1000:.0f} ms per "
+        f"output token and is up in {duration(deploy[0])}; its real rates are not known yet"
+    )
+    yield (
+        f"at worst every load takes its {task.benchmark.max_time_per_iteration} minutes, a deployment "
+        f"{duration(deploy[1])}, and a trial its timeout of {duration(task.optimization.timeout_per_iteration)}"
+    )
+    if task.optimization.max_concurrent_trials is None:
+        yield "one trial runs at a time; more run at once where GPUs are free"
+    else:
+        yield f"{task.optimization.max_concurrent_trials} trials run at a time"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``45 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def render(plan: Plan) -> RenderableType:
+    """The plan for a terminal."""
+    facts = Table.grid(padding=(0, 2))
+    for name, text in _facts(plan):
+        facts.add_row(Text(name, style="bold"), Text(text))
+    lines = [Text(f"note: {note}", style="yellow") for note in plan.notes]
+    lines += [Text(f"assumed: {text}", style="dim") for text in plan.assumptions]
+    return Group(facts, Text(""), _rung_table(plan.rungs), Text(""), *lines)
+
+
+def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
+    yield "task", plan.task_name
+    yield "search", f"{plan.strategy}, {plan.objective}"
+    unit = "grid points" if plan.strategy == "grid_search" else "configurations"
+    yield "points", f"{plan.points} of {plan.grid_points} {unit}" if plan.grid_points else f"{plan.points}"
+    confirm = plan.trials - plan.points - 1
+    search = f", {plan.points} of the search, {confirm} to confirm the winner" if plan.points else ""
+    yield "trials", f"{plan.trials}: the baseline{search}"
+    yield "GPUs per trial", _range(*map(str, plan.gpus))
+    yield "time per trial", _range(*map(duration, plan.trial_s))
+    yield "time in all", _range(*map(duration, plan.total_s))
+    if plan.gpus[1]:
+        yield "GPU-hours", _range(*(f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}" for hours in plan.gpu_hours))
+    if plan.cost is not None:
+        yield "cost", _range(*(f"{cost:,.2f}" for cost in plan.cost))
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
+
+
+def _rung_table(rungs: Sequence[Rung]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in ("rung", "scenarios", "levels", "requests", "minutes", "repeats"):
+        table.add_column(column)
+    for rung in rungs:
+        texts = dict.fromkeys(load.scenario for load in rung.loads)
+        levels = dict.fromkeys(str(load.level) for load in rung.loads)
+        numbers = (str(n) for n in (rung.max_requests, rung.max_minutes, rung.repeats))
+        table.add_row(str(rung.index + 1), Text(" ".join(texts)), " ".join(levels), *numbers)
+    return table

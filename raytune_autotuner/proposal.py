@@ -1,0 +1,59 @@
+"""What travels between the search and a trial through Ray Tune: a configuration there, a report back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raytune_autotuner.objectives import scalar
+from raytune_autotuner.records import Outcome, Parameters, Score, TrialId, config_hash
+from raytune_autotuner.spec import Optimization
+
+META = "_trial"
+BUDGET, LOSS = "rung_budget", "loss"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One trial to run; travels through Tune as its configuration."""
+
+    trial: TrialId
+    number: int
+    parameters: Parameters
+    proposed_at: float
+    """Wall-clock seconds, so that the wait for resources can be charged on another machine."""
+
+    def to_config(self) -> dict[str, Any]:
+        meta = {
+            "purpose": self.trial.purpose,
+            "repeat": self.trial.repeat,
+            "number": self.number,
+            "proposed_at": self.proposed_at,
+        }
+        return {**self.parameters, META: meta}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Proposal:
+        parameters = {k: v for k, v in config.items() if k != META}
+        meta = config[META]
+        trial = TrialId(meta["purpose"], config_hash(parameters), meta["repeat"])
+        return cls(trial, meta["number"], parameters, meta["proposed_at"])
+
+
+def report(score: Score | None, rungs_done: int, outcome: Outcome | None, reduction_factor: float) -> dict[str, Any]:
+    """What a trial tells Tune after a step. NaN keeps a trial without a score out of ASHA's quantiles."""
+    return {
+        LOSS: scalar(score.loss, score.violation) if score else float("nan"),
+        BUDGET: reduction_factor ** max(0, rungs_done - 1),
+        "raw_loss": score.loss if score else None,
+        "violation": score.violation if score else None,
+        "value": score.value if score else None,
+        "rungs_done": rungs_done,
+        "outcome": outcome,
+        "done": outcome is not None,
+    }
+
+
+def reduction_factor(optimization: Optimization) -> float:
+    return 2.0 if optimization.scheduler == "none" else optimization.scheduler.reduction_factor

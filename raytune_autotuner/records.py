@@ -1,0 +1,224 @@
+"""The values handed between the stages of an experiment, and their JSON form.
+
+Everything here is a frozen dataclass of plain numbers and text in SI units (seconds, tokens/s).
+``to_json`` and ``from_json`` are exact inverses for every record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+from raytune_autotuner.errors import FailureClass
+
+ParameterValue = str | int | float | bool | None
+Parameters = Mapping[str, ParameterValue]
+"""Engine parameters by name. ``True`` is a bare flag, ``False`` and ``None`` leave the flag out."""
+
+Purpose = Literal["baseline", "search", "confirm", "single"]
+Outcome = Literal["completed", "stopped", "infeasible", "failed"]
+Phase = Literal["queue", "deploy", "load", "client", "warmup", "benchmark", "teardown", "idle"]
+"""``client`` is what the benchmark client adds to the traffic; ``idle`` is waiting for a decision."""
+Direction = Literal["min", "max"]
+
+T = TypeVar("T")
+
+
+def config_hash(parameters: Parameters) -> str:
+    """Twelve hex digits that identify a configuration, whatever the order of its parameters."""
+    canonical = json.dumps(dict(parameters), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class TrialId:
+    """Names a trial from what it measures, so that any process can find what belongs to it."""
+
+    purpose: Purpose
+    config: str
+    repeat: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.purpose}-{self.config}" + (f"-{self.repeat}" if self.repeat else "")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A ready server: where it is and what it says about itself."""
+
+    url: str
+    """Base URL without ``/v1``."""
+    model_name: str
+    info: Mapping[str, Any] = field(default_factory=dict)
+    """What the server reports of its own configuration, as it reports it."""
+    argv: tuple[str, ...] = ()
+    metrics_url: str | None = None
+
+
+@dataclass(frozen=True)
+class Load:
+    """One cell of a workload: a traffic scenario at one level of concurrency (or batch size)."""
+
+    scenario: str
+    level: int
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One benchmark stage: which loads, for how many requests or how long at each."""
+
+    index: int
+    loads: tuple[Load, ...]
+    max_requests: int
+    max_minutes: int
+    repeats: int = 1
+
+
+@dataclass(frozen=True)
+class RequestSamples:
+    """The completed requests of one load; tuples of equal length in the order they finished."""
+
+    ttft_s: tuple[float, ...]
+    tpot_s: tuple[float | None, ...]
+    """Time per output token; ``None`` where the answer was too short to have one."""
+    e2e_s: tuple[float, ...]
+    input_tokens: tuple[float, ...]
+    output_tokens: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class LoadMetrics:
+    """What one load measured. ``values`` holds the metrics that ``metrics.METRICS`` names."""
+
+    load: Load
+    concurrency: int
+    completed: int
+    errors: int
+    duration_s: float
+    values: Mapping[str, float]
+    samples: RequestSamples
+    error_codes: Mapping[str, int] = field(default_factory=dict)
+    reported: Mapping[str, float] = field(default_factory=dict)
+    """genai-bench's own figures, kept beside ours (same units)."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine's own Prometheus metrics over one rung, by the names the engine file gives them.
+
+    Gauges are summarised as ``<name>_mean`` and ``<name>_max``; counters as their increase.
+    """
+
+    samples: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What one rung measured."""
+
+    rung: int
+    loads: tuple[LoadMetrics, ...]
+    traffic_s: float
+    """Seconds during which requests were being sent, over all loads."""
+    client_overhead_s: float
+    """Seconds of the rung's wall time that the benchmark client spent on anything else."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number per objective. ``loss`` is smaller-is-better whatever the direction."""
+
+    objective: str
+    value: float
+    unit: str
+    direction: Direction
+    loss: float
+    violation: float
+    """0 when the SLO is kept, else the largest relative excess over a limit (0.5 = 50 % over)."""
+    worst: str = ""
+    """The SLO limit that is exceeded most, in words; empty when all are kept."""
+
+
+@dataclass(frozen=True)
+class RungRecord:
+    rung: int
+    metrics: Metrics
+    score: Score
+    wall_s: float
+    engine: EngineStats | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    kind: FailureClass
+    reason: str
+    log_tail: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """Everything that is known about a trial once it has ended."""
+
+    trial: TrialId
+    experiment: str
+    number: int
+    """Order of proposal, from 0 (the baseline)."""
+    parameters: Parameters
+    outcome: Outcome
+    started_at: str
+    """UTC, ISO 8601."""
+    rungs: tuple[RungRecord, ...] = ()
+    total_rungs: int = 0
+    score: Score | None = None
+    """The score at the last rung; present only when that rung was finished."""
+    failure: Failure | None = None
+    argv: tuple[str, ...] = ()
+    gpus: int = 0
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase (see ``Phase``)."""
+    engine_info: Mapping[str, Any] = field(default_factory=dict)
+    differences: tuple[str, ...] = ()
+    """Where the server says it runs something else than was asked."""
+
+    @property
+    def wall_s(self) -> float:
+        return sum(self.phases.values())
+
+
+@dataclass(frozen=True)
+class TrialState:
+    """Where a trial stands now; rewritten at each change while it runs."""
+
+    trial: TrialId
+    number: int
+    parameters: Parameters
+    phase: str
+    detail: str
+    rung: int
+    total_rungs: int
+    started_at: str
+    updated_at: str
+    outcome: Outcome | None = None
+    score: Score | None = None
+
+
+def to_json(record: Any) -> str:
+    """A record as indented JSON."""
+    return TypeAdapter(type(record)).dump_json(record, indent=1).decode()
+
+
+def from_json(kind: type[T], text: str | bytes) -> T:
+    """The record that ``to_json`` wrote.
+
+    Raises:
+        pydantic.ValidationError: the text is not such a record.
+    """
+    return TypeAdapter(kind).validate_json(text)

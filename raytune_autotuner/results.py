@@ -1,0 +1,258 @@
+"""What an experiment found, read from its folder alone: winner, verdict, ledger, tables.
+
+Works while the experiment runs, after it, and after a crash; nothing here talks to a live object.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from raytune_autotuner.objectives import Context, rank
+from raytune_autotuner.records import Outcome, Parameters, TrialRecord
+from raytune_autotuner.spec import Task
+from raytune_autotuner.storage import ExperimentFolder
+from raytune_autotuner.verdict import Measurement, Verdict, compare
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What the tuning itself cost. Seconds are weighted by the GPUs held (by 1 where there are none)."""
+
+    unit: str
+    by_phase: dict[str, float]
+    total: float
+    wasted: float
+    """Spent on configurations that cannot work and on faults of the infrastructure."""
+    saved_by_early_stop: float
+    """What the rungs that early-stopped trials did not run would have cost, by the median of those that did."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """``winner`` is the best feasible trial of the search, ``recommended`` what the verdict says to run."""
+
+    experiment: str
+    task: Task
+    records: tuple[TrialRecord, ...]
+    baseline: TrialRecord | None
+    winner: TrialRecord | None
+    closest: TrialRecord | None
+    """When nothing keeps the SLO: the trial that comes closest to it."""
+    verdict: Verdict | None
+    ledger: Ledger
+    interrupted: bool
+
+    @property
+    def recommended(self) -> TrialRecord | None:
+        """The winner after a WIN (or when there is nothing to compare with), else the baseline."""
+        if self.verdict is None or self.verdict.kind == "WIN":
+            return self.winner
+        return self.baseline if self.baseline and self.baseline.outcome == "completed" else self.winner
+
+    @property
+    def search(self) -> tuple[TrialRecord, ...]:
+        return tuple(r for r in self.records if r.trial.purpose == "search")
+
+
+def load_results(folder: ExperimentFolder, task: Task) -> Results:
+    """Everything known of an experiment so far."""
+    records = tuple(folder.records())
+    baseline = next((r for r in records if r.trial.purpose == "baseline"), None)
+    finished = [r for r in records if r.trial.purpose != "confirm" and r.outcome == "completed" and r.score]
+    ordered = sorted(finished, key=_rank)
+    feasible = [r for r in ordered if r.score and r.score.violation == 0]
+    winner = feasible[0] if feasible else None
+    return Results(
+        experiment=folder.name,
+        task=task,
+        records=records,
+        baseline=baseline,
+        winner=winner,
+        closest=ordered[0] if ordered and not feasible else None,
+        verdict=_verdict(task, records, baseline, winner),
+        ledger=ledger(records),
+        interrupted=folder.stop_requested(),
+    )
+
+
+def _rank(record: TrialRecord) -> tuple[float, float]:
+    assert record.score is not None
+    return rank(record.score)
+
+
+def _verdict(
+    task: Task, records: Sequence[TrialRecord], baseline: TrialRecord | None, winner: TrialRecord | None
+) -> Verdict | None:
+    """From the confirming runs alone: the search's own value of the winner is biased by having been chosen."""
+    if baseline is None or winner is None or baseline.trial.config == winner.trial.config:
+        return None
+    sides = [_measurements(task, records, side.trial.config) for side in (baseline, winner)]
+    if not all(sides):
+        return None
+    return compare(sides[0], sides[1], task.optimization.confirm.confidence, task.optimization.seed)
+
+
+def _measurements(task: Task, records: Iterable[TrialRecord], config: str) -> list[Measurement]:
+    return [
+        Measurement(r.rungs[-1].metrics, Context(r.gpus, task.optimization))
+        for r in records
+        if r.trial.purpose == "confirm" and r.trial.config == config and r.outcome == "completed"
+    ]
+
+
+def ledger(records: Sequence[TrialRecord]) -> Ledger:
+    by_phase: dict[str, float] = {}
+    for record in records:
+        for phase, seconds in record.phases.items():
+            if phase != "queue":  # waiting for a reservation holds nothing
+                by_phase[phase] = by_phase.get(phase, 0.0) + seconds * _weight(record)
+    wasted = sum(_held(r) for r in records if r.outcome in ("infeasible", "failed"))
+    return Ledger(
+        unit="GPU-seconds" if any(r.gpus for r in records) else "machine-seconds",
+        by_phase={k: round(v, 1) for k, v in sorted(by_phase.items())},
+        total=round(sum(by_phase.values()), 1),
+        wasted=round(wasted, 1),
+        saved_by_early_stop=round(_saved(records), 1),
+    )
+
+
+def _weight(record: TrialRecord) -> int:
+    return max(1, record.gpus)
+
+
+def _held(record: TrialRecord) -> float:
+    return sum(s for phase, s in record.phases.items() if phase != "queue") * _weight(record)
+
+
+def _saved(records: Sequence[TrialRecord]) -> float:
+    walls: dict[int, list[float]] = {}
+    for record in records:
+        for rung in record.rungs:
+            walls.setdefault(rung.rung, []).append(rung.wall_s)
+    return sum(
+        median(walls[rung]) * _weight(record)
+        for record in records
+        if was_stopped_early(record)
+        for rung in range(len(record.rungs), record.total_rungs)
+        if rung in walls
+    )
+
+
+def was_stopped_early(record: TrialRecord) -> bool:
+    """Stopped because others were better, not because somebody ended the experiment."""
+    return record.outcome == "stopped" and record.failure is None
+
+
+def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
+    """The results file: the keys that existing readers know, and what is new."""
+    best = results.winner
+    return {
+        "task_name": results.task.task_name,
+        "experiment": results.experiment,
+        "total_experiments": len(results.records),
+        "successful_experiments": sum(r.outcome == "completed" for r in results.records),
+        "best_result": _entry(best) if best else None,
+        "recommended": _entry(results.recommended) if results.recommended else None,
+        "baseline": _entry(results.baseline) if results.baseline else None,
+        "closest_to_slo": _entry(results.closest) if results.closest else None,
+        "verdict": asdict(results.verdict) if results.verdict else None,
+        "ledger": asdict(results.ledger),
+        "interrupted": results.interrupted,
+        "seed": results.task.optimization.seed,
+        "all_results": [_entry(r) for r in results.records],
+        **extra,
+    }
+
+
+def _entry(record: TrialRecord) -> dict[str, Any]:
+    last = record.rungs[-1] if record.rungs else None
+    return {
+        "experiment_id": record.number,
+        "trial": record.trial.name,
+        "purpose": record.trial.purpose,
+        "parameters": dict(record.parameters),
+        "status": STATUS[record.outcome],
+        "outcome": record.outcome,
+        "failure": asdict(record.failure) if record.failure else None,
+        "objective_score": record.score.value if record.score else None,
+        "score": asdict(record.score) if record.score else None,
+        "metrics": _metrics(record) if last else {},
+        "rungs": [{"rung": r.rung, "score": asdict(r.score), "wall_s": round(r.wall_s, 3)} for r in record.rungs],
+        "phases": dict(record.phases),
+        "gpus": record.gpus,
+        "argv": list(record.argv),
+        "engine_info": dict(record.engine_info),
+        "differences": list(record.differences),
+        "started_at": record.started_at,
+    }
+
+
+STATUS: dict[Outcome, str] = {
+    "completed": "success",
+    "stopped": "stopped",
+    "infeasible": "failed",
+    "failed": "failed",
+}
+
+
+def _metrics(record: TrialRecord) -> dict[str, Any]:
+    """The last rung, by load; per-request samples stay in the experiment folder."""
+    rung = record.rungs[-1]
+    return {
+        "loads": [
+            {
+                "scenario": load.load.scenario,
+                "level": load.load.level,
+                "completed": load.completed,
+                "errors": load.errors,
+                "duration_s": load.duration_s,
+                **load.values,
+                "genai_bench": dict(load.reported),
+            }
+            for load in rung.metrics.loads
+        ],
+        "engine": dict(rung.engine.values) if rung.engine else {},
+    }
+
+
+def trials_csv(results: Results) -> str:
+    """One row per trial; parameters as columns of their own."""
+    names = sorted({name for r in results.records for name in r.parameters})
+    columns = ["number", "trial", "purpose", "outcome", "reason", "rungs", "score", "unit", "slo_violation", "wall_s"]
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow([*columns, *names])
+    for record in results.records:
+        writer.writerow([*_row(record), *(_cell(record.parameters, name) for name in names)])
+    return out.getvalue()
+
+
+def _row(record: TrialRecord) -> list[object]:
+    score = record.score
+    return [
+        record.number,
+        record.trial.name,
+        record.trial.purpose,
+        record.outcome,
+        record.failure.kind if record.failure else "",
+        len(record.rungs),
+        score.value if score else "",
+        score.unit if score else "",
+        score.violation if score else "",
+        round(record.wall_s, 1),
+    ]
+
+
+def _cell(parameters: Parameters, name: str) -> object:
+    value = parameters.get(name)
+    return "" if value is None else value
+
+
+def to_text(doc: dict[str, Any]) -> str:
+    return json.dumps(doc, indent=1, default=str) + "\n"

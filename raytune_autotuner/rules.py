@@ -1,0 +1,192 @@
+"""What the parts of a task must be to each other and to the objectives. A rule is one function that yields faults."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from raytune_autotuner import scenarios, taskfile
+from raytune_autotuner.metrics import METRICS
+from raytune_autotuner.objectives import OBJECTIVES
+from raytune_autotuner.spec import Task
+from raytune_autotuner.taskfile import Fault, meant
+
+DATASET_SUFFIXES = (".txt", ".csv", ".json")
+
+
+def _objective(task: Task) -> Iterator[Fault]:
+    optimization = task.optimization
+    name = optimization.objective
+    at = ("optimization", "objective")
+    if name not in OBJECTIVES:
+        yield at, f"found {taskfile.found(name)}; valid are {', '.join(OBJECTIVES)}{meant(name, OBJECTIVES)}"
+    elif OBJECTIVES[name].needs_output_tokens and not _has_output(task):
+        valid = ", ".join(name for name, o in OBJECTIVES.items() if not o.needs_output_tokens)
+        yield at, f"{task.benchmark.task} has no output tokens, which {name} needs; valid are {valid}"
+    if name == "minimize_cost" and optimization.price_per_gpu_hour is None:
+        yield ("optimization", "price_per_gpu_hour"), "is missing; the objective minimize_cost needs it"
+
+
+def _weights(task: Task) -> Iterator[Fault]:
+    weighted = task.optimization.objective == "weighted"
+    at = ("optimization", "weights")
+    if weighted and not task.optimization.weights:
+        yield at, "is missing; the objective `weighted` needs it, e.g. {ttft_p99_s: 1, output_tokens_per_s: 2}"
+    elif task.optimization.weights and not weighted:
+        yield (
+            at,
+            f"has no effect on the objective {task.optimization.objective}; write `objective: weighted` or remove it",
+        )
+
+
+def _metrics(task: Task) -> Iterator[Fault]:
+    for part, values in (("slo", task.optimization.slo), ("weights", task.optimization.weights or {})):
+        for name, value in values.items():
+            at = ("optimization", part, name)
+            if name not in METRICS:
+                yield at, f"there is no such metric{meant(name, METRICS)}; valid are {', '.join(METRICS)}"
+            elif name.startswith(("tpot_", "output_tokens_")) and not _has_output(task):
+                yield at, f"{task.benchmark.task} has no output tokens to measure this on"
+            elif value <= 0:
+                yield at, f"found {value:g}; it must be more than 0"
+
+
+def _has_output(task: Task) -> bool:
+    return task.benchmark.task.endswith("-to-text")
+
+
+def _scheduler(task: Task) -> Iterator[Fault]:
+    rungs = task.benchmark.rungs
+    if task.optimization.scheduler != "none" and rungs is not None and len(rungs) < 2:
+        yield ("benchmark", "rungs"), "asha compares trials between rungs, so it needs two or more"
+
+
+def _backend(task: Task) -> Iterator[Fault]:
+    if task.backend == "ome" and task.base_runtime is None:
+        yield ("base_runtime",), "is missing; backend ome needs the (Cluster)ServingRuntime in use today"
+    if task.backend == "ome" and task.runtime != type(task.runtime)():
+        yield ("runtime",), "is for backend local; with ome the runtime is read from base_runtime"
+    if task.backend == "local" and task.base_runtime is not None:
+        yield ("base_runtime",), "is for backend ome; with local write `runtime`: {args: [...]}"
+    if task.backend == "local" and task.model.path is None and task.runtime.command is None:
+        yield ("model", "path"), "is missing; backend local needs it, or a runtime.command that knows its model"
+
+
+def _tokenizer(task: Task) -> Iterator[Fault]:
+    if task.benchmark.model_tokenizer is None and task.model.path is None:
+        yield ("benchmark", "model_tokenizer"), "is missing; name a folder or a hub id, or model.path to take it from"
+
+
+def _traffic(task: Task) -> Iterator[Fault]:
+    benchmark = task.benchmark
+    at = ("benchmark", "traffic_scenarios")
+    valid = scenarios.TASK_FORMS[benchmark.task]
+    for n, text in enumerate(benchmark.traffic_scenarios):
+        kind = scenarios.parse(text).kind
+        if kind not in valid:
+            forms = ", ".join(scenarios.FORMS[form] for form in valid)
+            yield (*at, n), f"found `{text}`, which {benchmark.task} does not take; valid are {forms}"
+        elif kind == "dataset" and benchmark.dataset is None:
+            yield (*at, n), "`dataset` needs benchmark.dataset"
+        elif text in benchmark.traffic_scenarios[:n]:
+            yield (*at, n), f"`{text}` is given twice"
+
+
+def _levels(task: Task) -> Iterator[Fault]:
+    benchmark = task.benchmark
+    for name, levels in (("num_concurrency", benchmark.num_concurrency), ("batch_sizes", benchmark.batch_sizes)):
+        for n, level in enumerate(levels):
+            if level in levels[:n]:
+                yield ("benchmark", name, n), f"{level} is given twice"
+    if benchmark.batched and benchmark.num_concurrency != type(benchmark)().num_concurrency:
+        yield ("benchmark", "num_concurrency"), f"{benchmark.task} sends one request at a time; write batch_sizes"
+    if benchmark.batch_sizes and not benchmark.batched:
+        valid = " and ".join(sorted(scenarios.BATCHED))
+        yield ("benchmark", "batch_sizes"), f"is for {valid}; {benchmark.task} takes num_concurrency"
+
+
+def _rungs(task: Task) -> Iterator[Fault]:
+    benchmark = task.benchmark
+    for n, rung in enumerate(benchmark.rungs or ()):
+        yield from _among(rung.num_concurrency, benchmark.levels, n, "num_concurrency")
+        yield from _among(rung.traffic_scenarios, benchmark.scenarios, n, "traffic_scenarios")
+
+
+def _among(chosen: Sequence[object] | None, valid: Sequence[object], rung: int, name: str) -> Iterator[Fault]:
+    for n, item in enumerate(chosen or ()):
+        if item not in valid:
+            known = ", ".join(map(str, valid))
+            yield ("benchmark", "rungs", rung, name, n), f"{item} is not in the workload; valid are {known}"
+
+
+def _prefix(task: Task) -> Iterator[Fault]:
+    benchmark = task.benchmark
+    for name in ("prefix_len", "prefix_ratio"):
+        at = ("benchmark", name)
+        if getattr(benchmark, name) is None:
+            continue
+        if benchmark.prefix_len and benchmark.prefix_ratio:
+            yield at, "prefix_len and prefix_ratio exclude each other"
+        for text in benchmark.scenarios:
+            scenario = scenarios.parse(text)
+            if name == "prefix_ratio" and scenario.kind != "D":
+                yield at, f"takes D(input,output) only, not `{text}`"
+            elif scenario.min_input_tokens is None:
+                yield at, f"takes D, N and U scenarios only, not `{text}`"
+            elif name == "prefix_len" and scenario.min_input_tokens < (benchmark.prefix_len or 0):
+                yield at, f"is longer than prompts of `{text}`, which can have {scenario.min_input_tokens} tokens"
+
+
+def _dataset(task: Task) -> Iterator[Fault]:
+    dataset, images = task.benchmark.dataset, task.benchmark.task.startswith("image")
+    at = ("benchmark", "dataset")
+    if dataset is None:
+        if images:
+            yield at, f"is missing; {task.benchmark.task} takes its images from one"
+        return
+    if (dataset.path is None) == (dataset.config is None):
+        yield at, "needs either path or config"
+    if dataset.config is not None:
+        yield from _json_file(Path(dataset.config), (*at, "config"))
+    if dataset.path is not None:
+        yield from _dataset_path(dataset.path, dataset.prompt_column, images)
+
+
+def _dataset_path(path: str, prompt_column: str | None, images: bool) -> Iterator[Fault]:
+    at = ("benchmark", "dataset", "path")
+    file = Path(path)
+    if file.is_file() and file.suffix not in DATASET_SUFFIXES:
+        yield at, f"found a {file.suffix or 'nameless'} file; valid are {', '.join(DATASET_SUFFIXES)}"
+    elif not file.exists() and (file.suffix in DATASET_SUFFIXES or path.startswith(("/", ".", "~"))):
+        yield at, f"there is no file `{path}`"
+    elif file.is_file() and images:
+        yield at, "images cannot be read from a file; name a dataset on a hub, or use config"
+    elif file.suffix == ".csv" and prompt_column is None:
+        yield ("benchmark", "dataset", "prompt_column"), "is missing; a .csv file needs it"
+
+
+def _json_file(path: Path, at: tuple[str, ...]) -> Iterator[Fault]:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        yield at, f"`{path}` cannot be read: {error.strerror}"
+    except ValueError as error:
+        yield at, f"`{path}` is not JSON: {error}"
+
+
+TaskRule = Callable[[Task], Iterable[Fault]]
+TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
+    _objective: ("optimization.objective", "optimization.price_per_gpu_hour", "benchmark.task"),
+    _weights: ("optimization.objective", "optimization.weights"),
+    _metrics: ("benchmark.task",),
+    _scheduler: ("optimization.scheduler", "benchmark.rungs"),
+    _backend: ("backend", "base_runtime", "runtime", "model"),
+    _tokenizer: ("benchmark.model_tokenizer", "model"),
+    _traffic: ("benchmark.task", "benchmark.traffic_scenarios", "benchmark.dataset"),
+    _levels: ("benchmark.task", "benchmark.num_concurrency", "benchmark.batch_sizes"),
+    _rungs: ("benchmark",),
+    _prefix: ("benchmark",),
+    _dataset: ("benchmark.task", "benchmark.dataset"),
+}
+"""The rules that need the file alone, with the parts of the task that must be well-formed for each."""

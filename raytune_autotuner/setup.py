@@ -1,0 +1,177 @@
+"""What all trials of one experiment share, worked out once before anything starts."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from raytune_autotuner.backends import Backend, Deployment
+from raytune_autotuner.backends.local import LocalBackend
+from raytune_autotuner.benchmarks import Benchmark
+from raytune_autotuner.benchmarks.genai_cli import GenaiCli
+from raytune_autotuner.benchmarks.genai_server import GenaiServer
+from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.engines import Engine, build_argv, gpu_count
+from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.localmodel import chat_template_file, model_path, tokenizer_for
+from raytune_autotuner.objectives import Context
+from raytune_autotuner.plan import ladder
+from raytune_autotuner.records import Parameters, Rung, TrialId
+from raytune_autotuner.spec import Task
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.trial import Job, Trial
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Travels to the workers, so it holds values only; ``trial`` brings one to life where it is called."""
+
+    task: Task
+    engine: Engine
+    folder: ExperimentFolder
+    tokenizer: str
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What the engine file's placeholders stand for, besides host and port."""
+    client_socket: Path | None = None
+    """Of the preloaded benchmark client on the driver's machine; trials elsewhere start their own."""
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        return ladder(self.task)
+
+    def gpus(self, parameters: Parameters) -> int:
+        if self.task.resources.gpus is not None:
+            return self.task.resources.gpus
+        return gpu_count(self.engine, parameters, self.task.runtime.args)
+
+    def cpus(self, parameters: Parameters) -> float:
+        """A trial without GPUs gets the machine to itself, so that trials do not disturb each other."""
+        if self.task.resources.cpus is not None:
+            return self.task.resources.cpus
+        return 1.0 if self.gpus(parameters) else float(os.cpu_count() or 1)
+
+    def trial(self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0) -> Trial:
+        job = Job(
+            deployment=self._deployment(trial, parameters),
+            number=number,
+            rungs=self.rungs[-1:] if trial.purpose == "confirm" else self.rungs,
+            warmup_requests=self.task.benchmark.warmup_requests,
+            context=Context(self.gpus(parameters), self.task.optimization),
+            timeout_s=float(self.task.optimization.timeout_per_iteration),
+            queued_s=queued_s,
+        )
+        return Trial(job, BACKENDS[self.task.backend](), self._benchmark(), self.folder)
+
+    @contextmanager
+    def shared_client(self) -> Iterator[Path | None]:
+        """The preloaded benchmark client that all trials on this machine use.
+
+        Raises:
+            EnvironmentFault: the tokenizer cannot be had, or genai-bench does not start.
+        """
+        # short: the path of a socket has a limit
+        scratch = Path(tempfile.gettempdir()) / f"rta-client-{uuid.uuid4().hex[:8]}"
+        server = GenaiServer.start(self.tokenizer, scratch, self.folder.name)
+        try:
+            server.wait_ready(Deadline.after(CLIENT_TIMEOUT_S))
+            yield server.socket
+        finally:
+            server.close()
+
+    def _deployment(self, trial: TrialId, parameters: Parameters) -> Deployment:
+        task = self.task
+        argv = build_argv(
+            self.engine,
+            command=task.runtime.command,
+            runtime_args=task.runtime.args,
+            extra_args=task.extra_args,
+            parameters=parameters,
+            raw_flags={name: p.flag for name, p in task.parameters.items() if p.flag},
+            facts=self.facts,
+        )
+        return Deployment(
+            experiment=self.folder.name,
+            trial=trial,
+            engine=self.engine,
+            parameters=parameters,
+            argv=argv,
+            served_name=self.facts["served_name"],
+            gpus=self.gpus(parameters),
+            folder=self.folder.root.workdir(f"trials/{trial.name}"),
+            env=task.runtime.env,
+        )
+
+    def _benchmark(self) -> Benchmark:
+        settings = self.task.benchmark
+        return GenaiCli(
+            settings,
+            model_name=self.facts["served_name"],
+            tokenizer=self.tokenizer,
+            api_backend=settings.api_backend or self.engine.api_backend,
+            server_engine=self.engine.server_engine,
+            api_key=api_key(self.task),
+            socket=self.client_socket,
+        )
+
+
+CLIENT_TIMEOUT_S = 300.0
+"""For genai-bench's imports and the tokenizer; half a minute on a slow machine, more when a hub has to send it."""
+
+BACKENDS: dict[str, Callable[[], Backend]] = {"local": LocalBackend}
+
+
+def api_key(task: Task) -> str | None:
+    """The key that requests carry, from the environment.
+
+    Raises:
+        EnvironmentFault: the task names a variable that is not set.
+    """
+    name = task.benchmark.api_key_env
+    if name is None:
+        return None
+    value = os.environ.get(name)
+    if not value:
+        raise EnvironmentFault(f"benchmark.api_key_env names {name}, which is not set in the environment")
+    return value
+
+
+def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Setup:
+    """Find the model and its tokenizer, before anything is created.
+
+    Raises:
+        EnvironmentFault: something the task needs is not here.
+    """
+    if task.backend not in BACKENDS:
+        raise EnvironmentFault(
+            f"backend {task.backend!r} is not in this version yet; it has: {', '.join(sorted(BACKENDS))}"
+        )
+    api_key(task)
+    facts = {"served_name": task.benchmark.model_name or task.model.name}
+    path = model_path(task.model) if task.model.path else None
+    if path is not None:
+        facts["model_path"] = str(path)
+    if task.model.chat_template:
+        facts["chat_template"] = str(chat_template_file(task.model.chat_template))
+    return Setup(
+        task=task,
+        engine=engine,
+        folder=ExperimentFolder(storage, experiment),
+        tokenizer=_tokenizer(task, path),
+        facts=facts,
+    )
+
+
+def _tokenizer(task: Task, path: Path | None) -> str:
+    """The task's tokenizer, or the one that comes with the model."""
+    named = task.benchmark.model_tokenizer
+    if named is not None:
+        local = Path(named).expanduser()
+        return str(local.resolve()) if local.exists() else named
+    if path is None:
+        raise EnvironmentFault("benchmark.model_tokenizer: name a folder or a hub id; no model.path to take it from")
+    return str(tokenizer_for(path))

@@ -1,0 +1,385 @@
+"""The task file: what the user writes, checked once, then frozen.
+
+Every error names its place in the file, what was found and what is valid, and all errors are reported at
+once. What a part of the task can say by itself is checked here; what needs several parts, the engine,
+the objectives or the search space is in ``checks``, whose ``load_checked`` is the way in for commands.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
+
+from raytune_autotuner import scenarios, taskfile
+from raytune_autotuner.errors import SpecError
+from raytune_autotuner.faults import explain
+from raytune_autotuner.records import ParameterValue
+from raytune_autotuner.taskfile import Document, Fault, Steps
+from raytune_autotuner.texts import ExpressionText, ParameterName, ScenarioText, VariableName
+
+NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+
+
+class Model(BaseModel):
+    """Common settings of every part of the task: unknown fields are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+
+Scalar = Annotated[ParameterValue, Field(description="text, a number, true, false or null")]
+
+
+class ParameterCommon(Model):
+    when: ExpressionText | None = Field(
+        None, description="the parameter is used only when this holds, e.g. `enable_dp and tp_size > 1`"
+    )
+    flag: str | None = Field(
+        None,
+        pattern=r"^--?[A-Za-z][A-Za-z0-9_.-]*$",
+        description="the command-line flag, e.g. --my-flag, of a parameter that the engine file does not know",
+    )
+
+
+def _fault(field: str, message: str) -> PydanticCustomError:
+    """A fault of one field that shows only beside another field."""
+    return PydanticCustomError("task", "{message}", {"message": message, "steps": (field,)})
+
+
+class Choice(ParameterCommon):
+    type: Literal["choice"]
+    values: tuple[Scalar, ...] = Field(
+        min_length=1, description="what to choose from; true is the flag alone, false and null leave the flag out"
+    )
+
+    @model_validator(mode="after")
+    def _no_value_twice(self) -> Choice:
+        seen = [json.dumps(value) for value in self.values]
+        if twice := sorted({value for value in seen if seen.count(value) > 1}):
+            raise _fault("values", f"{', '.join(twice)} is given twice")
+        return self
+
+
+class IntRange(ParameterCommon):
+    type: Literal["int"]
+    low: int = Field(description="the smallest value")
+    high: int = Field(description="the largest value, itself included")
+    step: int = Field(1, ge=1, description="distance between values, counted from low")
+    log: bool = Field(False, description="search by ratio instead of by difference, e.g. 1, 10, 100")
+
+    @model_validator(mode="after")
+    def _is_range(self) -> IntRange:
+        _check_range(self.low, self.high, self.log, self.step)
+        return self
+
+
+class FloatRange(ParameterCommon):
+    type: Literal["float"]
+    low: float = Field(description="the smallest value")
+    high: float = Field(description="the largest value, itself included")
+    step: float | None = Field(None, gt=0, description="distance between values, counted from low; needed for a grid")
+    log: bool = Field(False, description="search by ratio instead of by difference, e.g. 0.01, 0.1, 1")
+
+    @model_validator(mode="after")
+    def _is_range(self) -> FloatRange:
+        _check_range(self.low, self.high, self.log, self.step)
+        return self
+
+
+MAX_STEPS = 2**53
+"""Indices beyond this are not exact."""
+
+
+def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
+    if low >= high:
+        raise _fault("high", f"found {high:g}; it must be more than low, which is {low:g}")
+    if log and low <= 0:
+        raise _fault("low", f"found {low:g}; with log it must be more than 0")
+    if not math.isfinite(high - low):
+        raise _fault("high", f"the range from {low:g} to {high:g} is too wide")
+    if step is None:
+        return
+    steps = (high - low) / step
+    if steps > MAX_STEPS:
+        raise _fault("step", f"found {step:g}, which makes more than {MAX_STEPS:g} values")
+    if round(steps, 6) < 1:
+        raise _fault("step", f"found {step:g}, which is more than the whole range from {low:g} to {high:g}")
+    if not math.isclose(steps, round(steps), rel_tol=1e-6):
+        below = low + math.floor(steps) * step
+        raise _fault(
+            "step",
+            f"found {step:g}, which does not lead from {low:g} to {high:g}; write high as {below:g} or another step",
+        )
+
+
+class Boolean(ParameterCommon):
+    type: Literal["bool"]
+
+
+Parameter = Annotated[Choice | IntRange | FloatRange | Boolean, Field(discriminator="type")]
+
+
+class ModelSpec(Model):
+    name: str = Field(min_length=1, description="the model's name: for OME the (Cluster)BaseModel")
+    namespace: str | None = Field(None, description="OME: the namespace of the experiment's objects")
+    path: str | None = Field(
+        None, description="local engine: a file or folder, or `package:NAME` for a model shipped as a Python package"
+    )
+    chat_template: str | None = Field(
+        None, description="llama.cpp: a shipped template's name (gemma) or a file; for models that carry none"
+    )
+
+
+class RuntimeSpec(Model):
+    """The local counterpart of an OME runtime: what the user runs today."""
+
+    command: tuple[str, ...] | None = Field(None, description="replaces the engine file's command")
+    args: tuple[str, ...] = Field((), description="the flags in use today; the baseline is exactly these")
+    env: dict[str, str] = Field(default_factory=dict, description="environment variables of the engine")
+
+
+class Asha(Model):
+    type: Literal["asha"] = Field("asha", description="asynchronous successive halving")
+    reduction_factor: float = Field(2, gt=1, description="1/reduction_factor of the trials goes on to the next rung")
+
+
+class Confirm(Model):
+    repeats: int = Field(2, ge=0, le=20, description="how often winner and baseline are measured again, in turn")
+    confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval that decides between WIN and TIE")
+
+
+Metric = str
+
+
+class Optimization(Model):
+    strategy: Literal["grid_search", "random", "bayesian", "optuna"] = Field(
+        "bayesian", description="how configurations are proposed; bayesian is HyperOpt's TPE, optuna needs its extra"
+    )
+    objective: str = Field("maximize_throughput", description="one of the objectives' names, or weighted")
+    weights: dict[Metric, float] | None = Field(
+        None, description="objective `weighted`: relative importance by metric; a weighted geometric mean"
+    )
+    slo: dict[Metric, float] = Field(default_factory=dict, description="limits by metric, e.g. ttft_p99_s: 1.0")
+    max_iterations: int = Field(20, ge=1, le=100_000, description="trials proposed by the search, at most")
+    timeout_per_iteration: int = Field(1800, ge=1, description="seconds for one trial, from deploy to last result")
+    scheduler: Asha | Literal["none"] = Field("none", description="`none`, or `{type: asha}`: stop bad trials early")
+    seed: int = Field(0, ge=0, lt=2**32, description="the same seed proposes the same configurations")
+    max_concurrent_trials: int | None = Field(None, ge=1, description="default: as many as the resources allow")
+    price_per_gpu_hour: float | None = Field(None, gt=0, description="money; for the objective minimize_cost")
+    confirm: Confirm = Field(Confirm(), description="the winner is measured against the baseline again")
+
+
+class RungSpec(Model):
+    """One step of a ladder that is written out; what is left out is taken from the benchmark."""
+
+    num_concurrency: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None, min_length=1, description="which of the benchmark's levels (batch sizes for embeddings and rerank)"
+    )
+    traffic_scenarios: tuple[ScenarioText, ...] | None = Field(
+        None, min_length=1, description="which of the benchmark's scenarios"
+    )
+    max_requests: int | None = Field(None, ge=1, description="per scenario and level")
+    max_minutes: int | None = Field(None, ge=1, description="MINUTES per scenario and level")
+
+
+TaskName = Literal[
+    "text-to-text",
+    "image-text-to-text",
+    "text-to-embeddings",
+    "image-to-embeddings",
+    "text-to-rerank",
+]
+
+
+DEFAULT_BATCH_SIZES = (1, 8, 32)
+
+
+class Dataset(Model):
+    path: str | None = Field(None, description="a .txt, .csv or .json file, or a dataset's name on a hub")
+    config: str | None = Field(None, description="a genai-bench dataset configuration file")
+    prompt_column: str | None = Field(None, description="the column with the prompt text")
+    image_column: str | None = Field(None, description="the column with the image")
+
+
+class Benchmark(Model):
+    task: TaskName = Field("text-to-text", description="what genai-bench asks of the server")
+    model_name: str | None = Field(None, description="the name requests carry; default: model.name")
+    model_tokenizer: str | None = Field(
+        None, description="a folder or a hub id; default: the model's own, where it can be had locally"
+    )
+    traffic_scenarios: tuple[ScenarioText, ...] = Field(
+        (), description="genai-bench scenarios, e.g. D(100,100); default: `dataset` when there is one, else D(100,100)"
+    )
+    num_concurrency: tuple[Annotated[int, Field(ge=1, le=100_000)], ...] = Field(
+        (1,), min_length=1, description="levels: requests in flight at the same time"
+    )
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (),
+        description="text-to-embeddings and text-to-rerank: levels of batch size, in place of num_concurrency; "
+        "default: 1, 8, 32",
+    )
+    max_time_per_iteration: int = Field(10, ge=1, description="MINUTES per scenario and level, as in genai-bench")
+    max_requests_per_iteration: int = Field(100, ge=1, description="requests per scenario and level, at most")
+    additional_params: dict[str, Any] = Field(default_factory=dict, description="merged into each request's body")
+    dataset: Dataset | None = Field(None, description="where prompts come from; default: genai-bench's own text")
+    prefix_len: int | None = Field(None, ge=1, description="tokens at the start of every prompt that all share")
+    prefix_ratio: float | None = Field(None, gt=0, lt=1, description="the shared part of every prompt; D(...) only")
+    api_backend: Literal["openai", "vllm", "sglang"] | None = Field(None, description="default: the engine's")
+    api_key_env: VariableName | None = Field(
+        None, description="name of the environment variable that holds the API key"
+    )
+    warmup_requests: int = Field(4, ge=0, description="requests sent before anything is measured")
+    repeats: int = Field(1, ge=1, le=20, description="how often the last rung is measured in one deployment")
+    max_error_ratio: float = Field(0.02, ge=0, lt=1, description="more failed requests make the trial infeasible")
+    rungs: tuple[RungSpec, ...] | None = Field(
+        None, min_length=1, description="the ladder; default: a short run at one level, then the whole workload"
+    )
+
+    @property
+    def batched(self) -> bool:
+        """Whether the levels are batch sizes, with one request at a time."""
+        return self.task in scenarios.BATCHED
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return (self.batch_sizes or DEFAULT_BATCH_SIZES) if self.batched else self.num_concurrency
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """The traffic scenarios; when none is given the dataset as it is, else the task's usual one."""
+        return self.traffic_scenarios or (("dataset",) if self.dataset else (scenarios.DEFAULTS[self.task],))
+
+
+class Resources(Model):
+    cpus: float | None = Field(None, gt=0, description="local engine: cores reserved per trial; default: all")
+    gpus: int | None = Field(None, ge=0, description="GPUs per trial; default: the engine file's formula")
+
+
+class Task(Model):
+    task_name: str = Field(
+        pattern=NAME,
+        max_length=40,
+        description="small letters, digits and dashes, e.g. llama-8b-chat; names what is made",
+    )
+    description: str = Field("", description="free text, for people")
+    backend: Literal["ome", "local"] = Field("ome", description="where engines run: OME on Kubernetes, or this machine")
+    engine: str | None = Field(None, description="an engine file's name; OME: read from the runtime when left out")
+    model: ModelSpec = Field(description="what is served, e.g. {name: llama-3-2-1b-instruct}")
+    base_runtime: str | None = Field(None, description="OME: the (Cluster)ServingRuntime in use today")
+    runtime: RuntimeSpec = RuntimeSpec()
+    parameters: dict[ParameterName, Parameter] = Field(
+        default_factory=dict, description="what is searched, by the engine's names or aliases"
+    )
+    presets: tuple[str, ...] = Field((), description="the engine's presets whose parameters are searched as well")
+    extra_args: tuple[str, ...] = Field((), description="arguments that every trial gets, after the runtime's own")
+    constraints: tuple[ExpressionText, ...] = Field(
+        (), description="what must hold between parameters, e.g. `tp_size * dp_size <= 8`"
+    )
+    optimization: Optimization = Optimization()
+    benchmark: Benchmark = Benchmark()
+    resources: Resources = Resources()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A document as far as it is a task."""
+
+    document: Document
+    task: Task | None
+    """The task without its damaged parts, so that the rest can be checked as well."""
+    faults: tuple[Fault, ...]
+    damaged: tuple[Steps, ...]
+
+    def intact(self, *parts: Steps) -> bool:
+        """Whether nothing in these parts, and nothing that they are in, was at fault."""
+        return not any(d[: len(part)] == part or part[: len(d)] == d for d in self.damaged for part in parts)
+
+
+REQUIRED: dict[str, Any] = {"task_name": "unnamed", "model": {"name": "unnamed"}}
+"""Stands in for what is missing while the rest is checked."""
+ROUNDS = 10
+
+
+def read_task(document: Document) -> Reading:
+    """The task that a document says, and everything that is wrong with it.
+
+    Raises:
+        SpecError: the document is not a mapping.
+    """
+    if not isinstance(document.data, dict):
+        message = f"a task is a mapping, and this is {taskfile.found(document.data)}"
+        raise SpecError.single("", message, document.source)
+    data = copy.deepcopy(document.data)
+    faults: list[Fault] = []
+    damaged: list[Steps] = []
+    for _ in range(ROUNDS):
+        try:
+            task = Task.model_validate_json(json.dumps(data), strict=True)  # strict, and a list is a tuple
+        except ValidationError as error:
+            found = list(explain(error, data, Task))
+            faults += [fault for fault in found if not _beneath(fault[0], damaged)]
+            damaged += _prune(data, [steps for steps, _ in found])
+        else:
+            return Reading(document, task, tuple(faults), tuple(damaged))
+    return Reading(document, None, tuple(faults), tuple(damaged))
+
+
+def _beneath(steps: Steps, damaged: Sequence[Steps]) -> bool:
+    return any(steps[: len(d)] == d for d in damaged)
+
+
+def _prune(data: dict[str, Any], ways: Sequence[Steps]) -> list[Steps]:
+    removed: list[Steps] = []
+    for steps in ways:
+        if not _beneath(steps, removed):
+            removed.append(_without(data, steps) or steps)
+    return removed
+
+
+def _without(data: dict[str, Any], steps: Steps) -> Steps:
+    """Take the faulty part out, so that its default stands in; answers what was taken out."""
+    while steps and (isinstance(steps[-1], int) or not taskfile.holds(data, steps)):
+        steps = steps[:-1]
+    if steps:
+        owner = taskfile.at(data, steps[:-1])
+        del owner[steps[-1]]
+    else:
+        data.update({k: v for k, v in REQUIRED.items() if k not in data})
+    return steps
+
+
+def parse_task(data: Any, source: str) -> Task:
+    """The task that plain data says, as far as its parts can be checked by themselves.
+
+    Raises:
+        SpecError: lists everything that is wrong.
+    """
+    return _whole(read_task(Document(data, source)))
+
+
+def load_task(path: Path, overrides: Sequence[str] = ()) -> Task:
+    """The task in a JSON or YAML file, with ``path=value`` overrides; checked as in ``parse_task``.
+
+    Raises:
+        SpecError: lists everything that is wrong, with the lines.
+    """
+    return _whole(read_task(taskfile.override(taskfile.read(path), overrides)))
+
+
+def _whole(reading: Reading) -> Task:
+    if reading.task is None or reading.faults:
+        raise SpecError(reading.document.problems(reading.faults), reading.document.source)
+    return reading.task
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of the task file, for editors."""
+    schema = Task.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": "raytune-autotuner task"}

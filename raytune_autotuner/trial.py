@@ -1,0 +1,280 @@
+"""One trial: deploy, wait until ready, benchmark in rungs of rising cost, tear down. Knows no Ray.
+
+``Trial.step`` runs one rung (the first one deploys), so a scheduler can decide between rungs; ``run`` does all
+of them in a row. Whatever happens, the engine is stopped and an outcome is written.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from raytune_autotuner.backends import Backend, Deployment
+from raytune_autotuner.benchmarks import Benchmark
+from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.engine_metrics import EngineMetrics
+from raytune_autotuner.engines import differences
+from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
+from raytune_autotuner.objectives import Context, score
+from raytune_autotuner.records import (
+    Endpoint,
+    Failure,
+    Load,
+    Metrics,
+    Outcome,
+    Parameters,
+    Rung,
+    RungRecord,
+    Score,
+    TrialId,
+    TrialRecord,
+    TrialState,
+)
+from raytune_autotuner.storage import ExperimentFolder
+
+ATTEMPTS = 2
+"""How often a deployment is tried when the infrastructure fails."""
+TEARDOWN_S = 60.0
+WARMUP_RUNG = -1
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one trial is to do."""
+
+    deployment: Deployment
+    number: int
+    rungs: tuple[Rung, ...]
+    warmup_requests: int
+    context: Context
+    timeout_s: float
+    queued_s: float = 0.0
+
+    @property
+    def trial(self) -> TrialId:
+        return self.deployment.trial
+
+    @property
+    def parameters(self) -> Parameters:
+        return self.deployment.parameters
+
+
+class Stopped(Exception):
+    """The experiment was asked to end while this trial ran."""
+
+
+class Clock:
+    """Seconds spent per phase; entering a phase ends the one before."""
+
+    def __init__(self, start: dict[str, float]) -> None:
+        self.seconds = dict(start)
+        self._phase = "idle"
+        self._since = time.monotonic()
+
+    def enter(self, phase: str) -> None:
+        now = time.monotonic()
+        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
+        self._phase, self._since = phase, now
+
+    def move(self, source: str, target: str, seconds: float) -> None:
+        """Book ``seconds`` of a phase that is over under another one."""
+        self.seconds[source] = self.seconds.get(source, 0.0) - seconds
+        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
+
+
+class Trial:
+    """A running trial. Used from one thread; ``finish`` may be called at any time and more than once."""
+
+    def __init__(self, job: Job, backend: Backend, benchmark: Benchmark, folder: ExperimentFolder) -> None:
+        self.job = job
+        self.rungs: list[RungRecord] = []
+        self.record: TrialRecord | None = None
+        self._backend = backend
+        self._benchmark = benchmark
+        self._folder = folder
+        self._deadline = Deadline.after(job.timeout_s)
+        self._clock = Clock({"queue": job.queued_s})
+        self._started_at = utc_now()
+        self._endpoint: Endpoint | None = None
+        self._argv = job.deployment.argv
+        self._info: Mapping[str, Any] = {}
+        self._differences: tuple[str, ...] = ()
+        self._announced = ("queue", "", -1)
+
+    def step(self) -> TrialRecord | None:
+        """Run the next rung; the record when the trial has ended with it, else ``None``."""
+        try:
+            self._check_stop()
+            rung = self.job.rungs[len(self.rungs)]
+            self._retrying(rung)
+        except TrialInfeasible as error:
+            return self.finish("infeasible", Failure(error.kind, error.reason, error.log_tail, error.hint))
+        except Stopped:
+            return self.finish("stopped", Failure("interrupted", "the experiment was stopped"))
+        except (TransientError, EnvironmentFault) as error:
+            return self.finish("failed", Failure("infrastructure", str(error)))
+        except Exception as error:  # noqa: BLE001 - the trial boundary: one trial's accident must not end the experiment
+            return self.finish("failed", Failure("infrastructure", repr(error), traceback.format_exc()))
+        if len(self.rungs) == len(self.job.rungs):
+            return self.finish("completed")
+        return None
+
+    def finish(self, outcome: Outcome, failure: Failure | None = None) -> TrialRecord:
+        """End the engine, wait for it, and write how the trial ended. The first call decides."""
+        if self.record is not None:
+            return self.record
+        self._announce("teardown", "")
+        try:
+            self._teardown()
+        except TransientError as error:
+            left = f"teardown: {error}"
+            failure = (
+                replace(failure, reason=f"{failure.reason}; {left}") if failure else Failure("infrastructure", left)
+            )
+        self._clock.enter("idle")
+        self.record = self._record(outcome, failure)
+        self._folder.save_record(self.record)
+        self._announce("ended", "", outcome)
+        return self.record
+
+    def _retrying(self, rung: Rung) -> None:
+        """Deploy if need be and measure, afresh after an infrastructure fault."""
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                if self._endpoint is None:
+                    self._endpoint = self._deploy()
+                self.rungs.append(self._measure(self._endpoint, rung, attempt))
+                return
+            except TransientError:
+                if attempt == ATTEMPTS:
+                    raise
+                self._announce("teardown", "the infrastructure failed; trying again")
+                self._stop_engine()
+
+    def _deploy(self) -> Endpoint:
+        self._announce("deploy", "")
+        self._benchmark.prepare()
+        endpoint = self._backend.start(self.job.deployment, self._deadline, self._announce)
+        self._info, self._argv = endpoint.info, endpoint.argv or self._argv
+        self._differences = differences(self.job.deployment.engine, self.job.parameters, endpoint.info)
+        self._warm_up(endpoint)
+        return endpoint
+
+    def _warm_up(self, endpoint: Endpoint) -> None:
+        if not self.job.warmup_requests:
+            return
+        self._announce("warmup", "")
+        last = self.job.rungs[-1]
+        load = Load(last.loads[0].scenario, min(last.loads[0].level, self.job.warmup_requests))
+        rung = Rung(WARMUP_RUNG, (load,), self.job.warmup_requests, last.max_minutes)
+        self._benchmarked("warmup", endpoint, rung, f"warmup-{time.monotonic_ns()}")
+
+    def _measure(self, endpoint: Endpoint, rung: Rung, attempt: int) -> RungRecord:
+        self._announce("benchmark", "")
+        name = f"rung-{rung.index}" + (f"-attempt-{attempt}" if attempt > 1 else "")
+        with EngineMetrics(endpoint, self.job.deployment.engine) as scrape:
+            metrics, wall_s = self._benchmarked("benchmark", endpoint, rung, name)
+        record = RungRecord(rung.index, metrics, score(metrics, self.job.context), wall_s, scrape.stats())
+        self._folder.save_rung(self.job.trial, record)
+        return record
+
+    def _benchmarked(self, phase: str, endpoint: Endpoint, rung: Rung, name: str) -> tuple[Metrics, float]:
+        """The metrics and the wall time of one run of the client; what was not traffic is booked as ``client``."""
+        begun = time.monotonic()
+        with self._workdir(name) as folder:
+            metrics = self._benchmark.run(endpoint, rung, folder, self._deadline, self._check)
+        wall_s = time.monotonic() - begun
+        self._clock.enter("idle")
+        self._clock.move(phase, "client", wall_s - metrics.traffic_s)
+        return metrics, wall_s
+
+    def _check(self) -> None:
+        """Called about once a second during a benchmark."""
+        self._check_stop()
+        self._backend.check()
+
+    def _check_stop(self) -> None:
+        if self._folder.stop_requested():
+            raise Stopped
+
+    def _teardown(self) -> None:
+        try:
+            self._stop_engine()
+        finally:
+            self._benchmark.close()
+            root = self._folder.root
+            root.keep(self.job.deployment.folder, f"trials/{self.job.trial.name}")
+
+    def _stop_engine(self) -> None:
+        self._endpoint = None
+        self._backend.stop(Deadline.after(TEARDOWN_S))
+
+    @contextmanager
+    def _workdir(self, name: str) -> Iterator[Path]:
+        folder = self.job.deployment.folder / name
+        yield folder
+        self._folder.root.keep(folder, f"trials/{self.job.trial.name}/{name}")
+
+    def _announce(self, phase: str, detail: str, outcome: Outcome | None = None) -> None:
+        """Enter a phase and let the world know, once per change."""
+        self._clock.enter(phase)
+        if (phase, detail, len(self.rungs)) == self._announced:
+            return
+        self._announced = (phase, detail, len(self.rungs))
+        self._folder.save_state(
+            TrialState(
+                trial=self.job.trial,
+                number=self.job.number,
+                parameters=self.job.parameters,
+                phase=phase,
+                detail=detail,
+                rung=len(self.rungs),
+                total_rungs=len(self.job.rungs),
+                started_at=self._started_at,
+                updated_at=utc_now(),
+                outcome=outcome,
+                score=self.rungs[-1].score if self.rungs else None,
+            )
+        )
+
+    def _record(self, outcome: Outcome, failure: Failure | None) -> TrialRecord:
+        return TrialRecord(
+            trial=self.job.trial,
+            experiment=self._folder.name,
+            number=self.job.number,
+            parameters=self.job.parameters,
+            outcome=outcome,
+            started_at=self._started_at,
+            rungs=tuple(self.rungs),
+            total_rungs=len(self.job.rungs),
+            score=self._final_score(),
+            failure=failure,
+            argv=self._argv,
+            gpus=self.job.deployment.gpus,
+            phases={k: round(v, 3) for k, v in self._clock.seconds.items()},
+            engine_info=self._info,
+            differences=self._differences,
+        )
+
+    def _final_score(self) -> Score | None:
+        return self.rungs[-1].score if len(self.rungs) == len(self.job.rungs) else None
+
+
+def run(trial: Trial) -> TrialRecord:
+    """Every rung of a trial in a row; the engine is stopped also when this is interrupted."""
+    try:
+        while (record := trial.step()) is None:
+            pass
+        return record
+    finally:
+        trial.finish("stopped", Failure("interrupted", "interrupted"))
+
+
+def utc_now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,181 @@
+"""Whole experiments on a real Ray, with fake trials."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytune_autotuner import experiment
+from raytune_autotuner.engines import load_engine
+from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.experiment import Options
+from raytune_autotuner.records import TrialId, config_hash
+from raytune_autotuner.results import Results
+from raytune_autotuner.spec import parse_task
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from tests.fakes.trials import FakeSetup
+from tests.waiting import until
+
+pytestmark = [
+    pytest.mark.xdist_group("ray"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+def fake_setup(tmp_path: Path, **changes: Any) -> FakeSetup:
+    """Six speeds (0.5 is the best), a fault by parameter, the baseline at 2 s per request."""
+    data: dict[str, Any] = {
+        "task_name": "fake",
+        "backend": "local",
+        "engine": "llamacpp",
+        "model": {"name": "m", "path": "m.gguf"},
+        "parameters": {
+            "speed": {"type": "choice", "values": [0.5, 1.0, 1.5, 3.0, 4.0, 5.0], "flag": "--speed"},
+            "fault": {"type": "choice", "values": [""], "flag": "--fault"},
+        },
+        "optimization": {
+            "strategy": "grid_search",
+            "objective": "minimize_latency",
+            "max_iterations": 6,
+            "scheduler": {"type": "asha"},
+            "confirm": {"repeats": 2},
+        },
+        "benchmark": {"traffic_scenarios": ["D(10,10)"], "rungs": [{"max_requests": 4}, {"max_requests": 8}]},
+        "resources": {"cpus": 1},
+    }
+    for path, value in changes.items():
+        *parents, last = path.split("__")
+        at = data
+        for parent in parents:
+            at = at[parent]
+        at[last] = value
+    task = parse_task(data, "task.yaml")
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    return FakeSetup(task, load_engine("llamacpp"), folder, tokenizer="", facts={"served_name": "m"})
+
+
+def run(tmp_path: Path, **changes: Any) -> Results:
+    return experiment.run(fake_setup(tmp_path, **changes), Options(tmp_path / "out" / "r.json"))
+
+
+def test_an_experiment_finds_the_best_and_confirms_it(tmp_path: Path) -> None:
+    """Baseline, search under ASHA, confirmation; all of it in the folder and in the results file."""
+    results = run(tmp_path)
+    assert results.winner is not None
+    assert results.winner.parameters == {"speed": 0.5, "fault": ""}
+    assert results.verdict is not None
+    assert results.verdict.kind == "WIN"
+    assert results.verdict.gain == pytest.approx(3.0, rel=0.01)
+    purposes = [r.trial.purpose for r in results.records]
+    assert purposes[0] == "baseline"
+    assert purposes.count("search") == 6
+    assert purposes.count("confirm") == 4
+    assert {r.outcome for r in results.search} <= {"completed", "stopped"}
+    assert any(r.outcome == "stopped" and len(r.rungs) == 1 for r in results.search)
+    doc = json.loads((tmp_path / "out" / "r.json").read_text())
+    assert doc["total_experiments"] == 11
+    assert doc["verdict"]["kind"] == "WIN"
+    for name in ("task.json", "environment.json", "results.json", "trials.csv"):
+        assert (tmp_path / "exp" / name).stat().st_size > 0
+
+
+def test_failures_are_results_and_the_experiment_goes_on(tmp_path: Path) -> None:
+    """Half of the space fails in one way or another; the rest is measured."""
+    results = run(
+        tmp_path,
+        parameters__speed={"type": "choice", "values": [1.0], "flag": "--speed"},
+        parameters__fault={
+            "type": "choice",
+            "values": ["", "start:out_of_memory", "rung0:bug", "rung1:crash", "start:always_transient"],
+            "flag": "--fault",
+        },
+    )
+    kinds = {str(r.parameters["fault"]): (r.outcome, r.failure.kind if r.failure else None) for r in results.search}
+    assert kinds == {
+        "": ("completed", None),
+        "start:out_of_memory": ("infeasible", "out_of_memory"),
+        "rung0:bug": ("failed", "infrastructure"),
+        "rung1:crash": ("infeasible", "crash"),
+        "start:always_transient": ("failed", "infrastructure"),
+    }
+    crashed = next(r for r in results.search if r.parameters["fault"] == "rung1:crash")
+    assert len(crashed.rungs) == 1
+    assert results.winner is not None
+
+
+def test_a_configuration_that_no_node_can_hold_is_refused_not_waited_for(tmp_path: Path) -> None:
+    """Ray would wait for ever without a word."""
+    with pytest.raises(EnvironmentFault, match="largest has"):
+        run(tmp_path, resources__cpus=10_000)
+
+
+def test_a_stop_request_ends_the_experiment_in_order(tmp_path: Path) -> None:
+    """As Ctrl-C does: results are written, every trial has an outcome."""
+    setup = fake_setup(tmp_path, optimization__strategy="random", optimization__max_iterations=6)
+
+    def stop_after_the_baseline() -> None:
+        until(lambda: len(setup.folder.records()) >= 1)
+        setup.folder.request_stop()
+
+    watcher = threading.Thread(target=stop_after_the_baseline)
+    watcher.start()
+    results = experiment.run(setup, Options(tmp_path / "r.json"))
+    watcher.join()
+    assert results.interrupted
+    assert len(results.records) < 11
+    assert all(state.outcome for state in setup.folder.states())
+    assert json.loads((tmp_path / "r.json").read_text())["interrupted"]
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from raytune_autotuner import experiment
+from raytune_autotuner.experiment import Options
+from tests.test_experiment import fake_setup
+setup = fake_setup(Path(sys.argv[1]), parameters__fault={"type": "choice", "values": ["rung1:hang"], "flag": "--fault"})
+results = experiment.run(setup, Options(Path(sys.argv[1]) / "r.json"))
+sys.exit(130 if results.interrupted else 0)
+"""
+
+
+def test_a_signal_to_the_driver_ends_it_in_order(tmp_path: Path) -> None:
+    """SIGINT while trials hang in a rung: torn down, recorded, exit code 130."""
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env={**os.environ, "PYTHONPATH": "."})
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    try:
+        until(lambda: any(s.phase == "benchmark" and s.rung == 1 and s.number > 0 for s in folder.states()), seconds=90)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    assert all(state.outcome for state in folder.states())
+    stopped = [r for r in folder.records() if r.failure and r.failure.kind == "interrupted"]
+    assert any(len(r.rungs) == 1 for r in stopped)
+    assert json.loads((tmp_path / "r.json").read_text())["interrupted"]
+
+
+def test_driver_lost_records_are_closed_from_what_is_on_disk(tmp_path: Path) -> None:
+    """A trial whose worker died has its rungs kept and is marked as interrupted."""
+    setup = fake_setup(tmp_path)
+    parameters = {"speed": 9.0}
+    lost = TrialId("search", config_hash(parameters))
+    setup.trial(lost, 99, parameters).step()
+    results = experiment.run(setup, Options(tmp_path / "r.json"))
+    record = setup.folder.record(lost.name)
+    assert record is not None
+    assert (record.outcome, record.failure and record.failure.kind, len(record.rungs)) == ("stopped", "interrupted", 1)
+    assert results.winner is not None
+    assert all(state.outcome for state in setup.folder.states())

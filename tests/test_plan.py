@@ -1,0 +1,163 @@
+"""The plan says what will be done and how long that takes, before anything starts."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from raytune_autotuner.checks import load_checked
+from raytune_autotuner.plan import Plan, duration, ladder, make_plan, render
+from raytune_autotuner.records import Load, Rung, from_json, to_json
+from raytune_autotuner.spec import Task
+
+SIMPLE = Path(__file__).parent.parent / "configs" / "simple_task.json"
+ASHA = "optimization.scheduler={type: asha}"
+
+
+def task(*overrides: str) -> Task:
+    return load_checked(SIMPLE, overrides)[0]
+
+
+def plan(*overrides: str) -> Plan:
+    return make_plan(*load_checked(SIMPLE, overrides))
+
+
+def shown(plan: Plan) -> str:
+    console = Console(width=100, file=io.StringIO())
+    with console.capture() as capture:
+        console.print(render(plan))
+    return capture.get()
+
+
+def test_simple_task() -> None:
+    """The plan of the simple task shows 4 of 16 grid points."""
+    p = plan()
+    assert (p.points, p.grid_points, p.trials, p.gpus) == (4, 16, 9, (1, 2))
+    assert "a grid of 16 is sampled evenly: 4 points" in p.notes
+    text = shown(p)
+    assert "4 of 16 grid points" in text
+    assert "9: the baseline, 4 of the search, 4 to confirm the winner" in text
+    assert "1 to 2" in text
+    assert "cost" not in text
+
+
+def test_without_a_scheduler_there_is_one_rung() -> None:
+    """Nothing is stopped early, so a short run would only cost."""
+    assert ladder(task()) == (Rung(0, (Load("D(100,100)", 1), Load("D(100,100)", 4)), 50, 10),)
+
+
+def test_early_stopping_gets_a_short_rung() -> None:
+    """First the highest level for two requests per client, then everything, as often as asked."""
+    rungs = ladder(
+        task(
+            ASHA,
+            "benchmark.traffic_scenarios=['D(9,9)', 'N(9,1)/(9,1)']",
+            "benchmark.num_concurrency=[8, 16]",
+            "benchmark.repeats=3",
+        )
+    )
+    loads = [Load(text, level) for text in ("D(9,9)", "N(9,1)/(9,1)") for level in (8, 16)]
+    assert rungs == (Rung(0, (loads[1],), 32, 10), Rung(1, tuple(loads), 50, 10, 3))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "requests"),
+    [
+        (["benchmark.num_concurrency=[4]", "benchmark.max_requests_per_iteration=100"], [8, 100]),
+        (["benchmark.num_concurrency=[16]", "benchmark.max_requests_per_iteration=40"], [20, 40]),
+        (["benchmark.num_concurrency=[1, 2]", "benchmark.max_requests_per_iteration=6"], [6, 6]),
+        (["benchmark.num_concurrency=[1]", "benchmark.max_requests_per_iteration=1"], [1]),
+    ],
+)
+def test_the_short_rung_is_shorter(overrides: list[str], requests: list[int]) -> None:
+    """The short rung always sends less than the whole workload, or is left out."""
+    assert [rung.max_requests for rung in ladder(task(ASHA, *overrides))] == requests
+
+
+def test_written_rungs() -> None:
+    """What a rung leaves out is the benchmark's; only the last is repeated."""
+    rungs = ladder(
+        task(
+            "benchmark.rungs=[{num_concurrency: [4], max_requests: 5, max_minutes: 2}, {}]",
+            "benchmark.repeats=2",
+        )
+    )
+    whole = (Load("D(100,100)", 1), Load("D(100,100)", 4))
+    assert rungs == (Rung(0, whole[1:], 5, 2), Rung(1, whole, 50, 10, 2))
+
+
+def test_batch_sizes_are_levels() -> None:
+    """Embeddings go through batch sizes, one request at a time."""
+    p = plan("benchmark.task=text-to-embeddings", "benchmark.traffic_scenarios=[]", "benchmark.num_concurrency=[1]",
+             "optimization.objective=minimize_latency", ASHA)  # fmt: skip
+    assert [[load.level for load in rung.loads] for rung in p.rungs] == [[32], [1, 8, 32]]
+    assert p.rungs[0].max_requests == 8
+    assert "no traffic scenario is given: E(512) is used" in p.notes
+
+
+def test_estimates_are_bounded() -> None:
+    """A trial takes no longer than its timeout, early stopping never costs more, and more at once is faster."""
+    p = plan()
+    assert 0 < p.trial_s[0] < p.trial_s[1] == 600
+    assert p.total_s[1] == 9 * 600
+    assert (
+        plan(ASHA, "benchmark.max_requests_per_iteration=2000").total_s[0]
+        < (plan("benchmark.max_requests_per_iteration=2000").total_s[0])
+    )
+    assert plan("optimization.max_concurrent_trials=3").total_s[1] == pytest.approx(p.total_s[1] / 3)
+
+
+def test_cost() -> None:
+    """With a price the plan says what the GPUs cost, whatever runs at the same time."""
+    p = plan("optimization.price_per_gpu_hour=2", "resources.gpus=4", "optimization.max_concurrent_trials=3")
+    assert p.gpus == (4, 4)
+    assert p.gpu_hours[1] == pytest.approx(9 * 600 * 4 / 3600)
+    assert p.cost == pytest.approx((2 * p.gpu_hours[0], 2 * p.gpu_hours[1]))
+    assert "12.00" in shown(p)
+
+
+def test_strategies_and_sizes() -> None:
+    """A finite space bounds the trials of any strategy; a continuous one has no number of points."""
+    everything = plan("optimization.strategy=random", "optimization.max_iterations=50")
+    assert (everything.points, everything.grid_points) == (16, 16)
+    assert any("fewer than max_iterations (50)" in note for note in everything.notes)
+    assert "16 of 16 configurations" in shown(everything)
+    continuous = plan("optimization.strategy=bayesian", "parameters.mem_frac={type: float, low: 0.7, high: 0.9}")
+    assert (continuous.points, continuous.grid_points) == (4, None)
+    constrained = plan("optimization.max_iterations=16", "constraints=['tp_size == 2']")
+    assert (constrained.points, constrained.grid_points, constrained.gpus) == (8, 8, (1, 2))
+
+
+def test_only_the_baseline() -> None:
+    """Without parameters there is nothing to search and nothing to confirm."""
+    p = plan("parameters={}")
+    assert (p.points, p.trials) == (0, 1)
+    assert "no parameter is searched: only the baseline is measured" in p.notes
+    assert "1: the baseline" in shown(p)
+
+
+def test_a_local_task() -> None:
+    """On a CPU there are no GPU-hours; the size of a dataset's requests is guessed."""
+    p = plan("backend=local", "engine=llamacpp", "base_runtime=null", "model.path=m.gguf", "resources.gpus=0",
+             "parameters={threads: {type: choice, values: [1, 2]}}", "benchmark.dataset={path: org/data}",
+             "benchmark.traffic_scenarios=[dataset]")  # fmt: skip
+    assert p.gpus == (0, 0)
+    assert "GPU-hours" not in shown(p)
+    assert not any("runtime" in note for note in p.notes)
+
+
+def test_is_a_record() -> None:
+    """The plan is stored beside the results and read back as it was."""
+    p = plan(ASHA)
+    assert from_json(Plan, to_json(p)) == p
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45.2, "45 s"), (90, "2 min"), (3600, "60 min"), (5400, "1 h 30 min"), (36000, "10 h 0 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    """Durations read as people say them."""
+    assert duration(seconds) == text

@@ -1,0 +1,211 @@
+"""What is read back from an experiment folder."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from raytune_autotuner.objectives import Context, score
+from raytune_autotuner.records import (
+    Failure,
+    Outcome,
+    Parameters,
+    Purpose,
+    RungRecord,
+    TrialId,
+    TrialRecord,
+    config_hash,
+)
+from raytune_autotuner.results import document, ledger, load_results, to_text, trials_csv
+from raytune_autotuner.spec import Task, parse_task
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from tests.fakes.trials import sample_metrics
+
+
+def task(**optimization: object) -> Task:
+    return parse_task(
+        {
+            "task_name": "t",
+            "backend": "local",
+            "engine": "llamacpp",
+            "model": {"name": "m", "path": "m.gguf"},
+            "optimization": {"objective": "minimize_latency", **optimization},
+            "benchmark": {"traffic_scenarios": ["D(10,10)"]},
+        },
+        "task.yaml",
+    )
+
+
+def record(
+    number: int,
+    parameters: Parameters,
+    e2e_s: float,
+    *,
+    purpose: Purpose = "search",
+    outcome: Outcome = "completed",
+    rungs: int = 2,
+    gpus: int = 0,
+    failure: Failure | None = None,
+    repeat: int = 0,
+    slo: dict[str, float] | None = None,
+) -> TrialRecord:
+    context = Context(gpus, task(slo=slo or {}).optimization)
+    first = 1 if purpose == "confirm" else 0
+    done = []
+    for index in range(first, first + rungs):
+        metrics = sample_metrics(index, e2e_s, noise=0.02, seed=number)
+        done.append(RungRecord(index, metrics, score(metrics, context), wall_s=10.0 * (index + 1)))
+    total = 1 if purpose == "confirm" else 2
+    return TrialRecord(
+        trial=TrialId(purpose, config_hash(parameters), repeat),
+        experiment="exp",
+        number=number,
+        parameters=parameters,
+        outcome=outcome,
+        started_at="2026-01-01T00:00:00+00:00",
+        rungs=tuple(done),
+        total_rungs=total,
+        score=done[-1].score if rungs == total else None,
+        failure=failure,
+        argv=("server", *(f"--{k}={v}" for k, v in parameters.items())),
+        gpus=gpus,
+        phases={"queue": 5.0, "load": 2.0, "benchmark": 10.0 * rungs, "teardown": 1.0},
+    )
+
+
+def folder_with(tmp_path: Path, *records: TrialRecord) -> ExperimentFolder:
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    for r in records:
+        folder.save_record(r)
+    return folder
+
+
+OOM = Failure("out_of_memory", "no memory")
+
+
+def full(tmp_path: Path) -> ExperimentFolder:
+    return folder_with(
+        tmp_path,
+        record(0, {}, 2.0, purpose="baseline"),
+        record(1, {"a": 1}, 1.0),
+        record(2, {"a": 2}, 3.0, outcome="stopped", rungs=1),
+        record(3, {"a": 3, "b": None}, 1.0, outcome="infeasible", rungs=0, failure=OOM),
+        record(4, {}, 2.0, purpose="confirm", rungs=1, repeat=1),
+        record(5, {"a": 1}, 1.0, purpose="confirm", rungs=1, repeat=1),
+        record(6, {"a": 1}, 1.02, purpose="confirm", rungs=1, repeat=2),
+        record(7, {}, 2.02, purpose="confirm", rungs=1, repeat=2),
+    )
+
+
+def test_the_winner_is_the_best_of_the_search_and_its_verdict_from_the_confirming_runs(tmp_path: Path) -> None:
+    """Twice as fast in both: a WIN, recommended."""
+    results = load_results(full(tmp_path), task())
+    assert results.winner is not None
+    assert results.winner.parameters == {"a": 1}
+    assert results.verdict is not None
+    assert results.verdict.kind == "WIN"
+    assert results.verdict.winner_runs == 2
+    assert results.recommended is results.winner
+    assert [r.number for r in results.search] == [1, 2, 3]
+
+
+def test_confirming_runs_never_become_the_winner(tmp_path: Path) -> None:
+    """A lucky repeat is not a new configuration."""
+    folder = full(tmp_path)
+    folder.save_record(record(8, {"a": 1}, 0.1, purpose="confirm", rungs=1, repeat=3))
+    results = load_results(folder, task())
+    assert results.winner is not None
+    assert results.winner.trial.purpose == "search"
+
+
+def test_without_a_win_the_baseline_is_recommended(tmp_path: Path) -> None:
+    """A tie costs nothing to keep things as they are."""
+    folder = folder_with(
+        tmp_path,
+        record(0, {}, 2.0, purpose="baseline"),
+        record(1, {"a": 1}, 1.0),
+        record(2, {}, 1.5, purpose="confirm", rungs=1, repeat=1),
+        record(3, {"a": 1}, 1.5, purpose="confirm", rungs=1, repeat=1),
+    )
+    results = load_results(folder, task())
+    assert results.verdict is not None
+    assert results.verdict.kind != "WIN"
+    assert results.recommended is results.baseline
+
+
+def test_without_confirming_runs_there_is_no_verdict(tmp_path: Path) -> None:
+    """The search's own value of the winner is no evidence of a gain."""
+    folder = folder_with(tmp_path, record(0, {}, 2.0, purpose="baseline"), record(1, {"a": 1}, 1.0))
+    results = load_results(folder, task())
+    assert results.verdict is None
+    assert results.winner is not None
+
+
+def test_when_nothing_keeps_the_slo_the_closest_is_named(tmp_path: Path) -> None:
+    """And nothing is called a winner."""
+    slo = {"e2e_p99_s": 0.5}
+    folder = folder_with(tmp_path, record(0, {}, 2.0, purpose="baseline", slo=slo), record(1, {"a": 1}, 1.0, slo=slo))
+    results = load_results(folder, task(slo=slo))
+    assert results.winner is None
+    assert results.closest is not None
+    assert results.closest.parameters == {"a": 1}
+    assert results.closest.score is not None
+    assert "e2e_p99_s" in results.closest.score.worst
+
+
+def test_the_ledger_charges_gpus_not_the_queue_and_estimates_what_early_stopping_saved() -> None:
+    """Two GPUs for 23 s are 46 GPU-seconds; the stopped trial did not run the 20 s rung on its four."""
+    records = [
+        record(0, {}, 1.0, purpose="baseline", gpus=2),
+        record(1, {"a": 1}, 1.0, outcome="stopped", rungs=1, gpus=4),
+        record(2, {"a": 2}, 1.0, outcome="infeasible", rungs=0, gpus=1, failure=OOM),
+    ]
+    book = ledger(records)
+    assert book.unit == "GPU-seconds"
+    assert book.by_phase == {"load": 14.0, "benchmark": 80.0, "teardown": 7.0}
+    assert book.total == 101.0
+    assert book.saved_by_early_stop == 80.0
+    assert book.wasted == 3.0
+
+
+def test_an_interrupted_trial_is_not_a_saving() -> None:
+    """Somebody pressed Ctrl-C; nothing was saved by that."""
+    interrupted = record(1, {"a": 1}, 1.0, outcome="stopped", rungs=1, failure=Failure("interrupted", "x"))
+    book = ledger([record(0, {}, 1.0, purpose="baseline"), interrupted])
+    assert book.saved_by_early_stop == 0
+    assert book.unit == "machine-seconds"
+
+
+def test_the_results_file_has_the_keys_that_readers_know(tmp_path: Path) -> None:
+    """And is plain JSON."""
+    doc = json.loads(to_text(document(load_results(full(tmp_path), task()), {"elapsed_time": 1.0})))
+    assert {
+        "task_name",
+        "total_experiments",
+        "successful_experiments",
+        "elapsed_time",
+        "best_result",
+        "all_results",
+        "verdict",
+        "ledger",
+        "seed",
+    } <= set(doc)
+    assert (doc["total_experiments"], doc["successful_experiments"]) == (8, 6)
+    for entry in doc["all_results"]:
+        assert {"experiment_id", "parameters", "status", "metrics", "objective_score", "outcome", "argv"} <= set(entry)
+    assert doc["best_result"]["metrics"]["loads"][0]["e2e_mean_s"] == pytest.approx(1.0, rel=0.05)
+    assert doc["all_results"][3]["failure"]["kind"] == "out_of_memory"
+    assert "samples" not in json.dumps(doc)
+
+
+def test_the_table_has_one_row_per_trial_and_one_column_per_parameter(tmp_path: Path) -> None:
+    """Readable by any spreadsheet."""
+    rows = list(csv.DictReader(io.StringIO(trials_csv(load_results(full(tmp_path), task())))))
+    assert len(rows) == 8
+    assert [row["a"] for row in rows[:4]] == ["", "1", "2", "3"]
+    assert rows[3]["outcome"] == "infeasible"
+    assert rows[3]["reason"] == "out_of_memory"

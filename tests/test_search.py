@@ -1,0 +1,370 @@
+"""What is proposed next, and what the sources learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from raytune_autotuner.engines import load_engine
+from raytune_autotuner.objectives import scalar
+from raytune_autotuner.proposal import BUDGET, LOSS, META, Proposal, report
+from raytune_autotuner.records import Parameters, Score
+from raytune_autotuner.search import STRATEGIES, WORST, Ladder, ListSource, Proposer, make_scheduler, make_source
+from raytune_autotuner.space import Space
+from raytune_autotuner.spec import Optimization, Task, parse_task
+
+FINAL = 2
+
+
+@dataclass
+class Spy:
+    """A source that hands out a list and remembers what it is told."""
+
+    configurations: list[Parameters]
+    told: dict[str, float | None] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+
+    def propose(self, key: str) -> Parameters | None:
+        self.asked.append(key)
+        return self.configurations.pop(0) if self.configurations else None
+
+    def tell(self, key: str, loss: float | None) -> None:
+        self.told[key] = loss
+
+
+@dataclass
+class Driver:
+    """Plays Ray Tune: asks, and reports made-up results."""
+
+    proposer: Proposer
+    refused: list[tuple[Proposal, str]]
+    asked: int = 0
+
+    def ask(self) -> tuple[str, Proposal]:
+        self.asked += 1
+        name = f"t{self.asked}"
+        config = self.proposer.suggest(name)
+        assert isinstance(config, dict), config
+        return name, Proposal.from_config(config)
+
+    def end(self, name: str, losses: list[float], outcome: str | None = "completed", violation: float = 0.0) -> None:
+        for n, loss in enumerate(losses, 1):
+            ended = outcome if n == len(losses) else None
+            result = report(score_of(loss, violation), n, ended, 2.0)  # type: ignore[arg-type]
+            if n < len(losses):
+                self.proposer.on_trial_result(name, result)
+        if not losses:
+            result = report(None, 0, outcome, 2.0)  # type: ignore[arg-type]
+        self.proposer.on_trial_complete(name, result)
+
+    def finished(self) -> bool:
+        return self.proposer.suggest("last") == Searcher.FINISHED
+
+
+def score_of(loss: float, violation: float = 0.0) -> Score:
+    return Score("minimize_latency", loss, "s", "min", loss, violation)
+
+
+def driver(source: Any, *, stop: bool = False, fallback: Any = None, **settings: Any) -> Driver:
+    refused: list[tuple[Proposal, str]] = []
+    defaults: dict[str, Any] = {"max_trials": 10, "total_rungs": FINAL, "confirm_repeats": 0}
+    proposer = Proposer(
+        source,
+        fallback=fallback,
+        **{**defaults, **settings.pop("limits", {})},
+        problem=settings.pop("problem", lambda parameters: None),
+        refuse=lambda proposal, reason: refused.append((proposal, reason)),
+        stop_requested=lambda: stop,
+        clock=lambda: 100.0,
+    )
+    return Driver(proposer, refused)
+
+
+def test_the_baseline_comes_first_and_the_search_after_it() -> None:
+    """With numbers in order of proposal."""
+    d = driver(Spy([{"a": 1}, {"a": 2}]))
+    seen = [d.ask()[1] for _ in range(3)]
+    assert [(p.number, p.trial.purpose, p.parameters) for p in seen] == [
+        (0, "baseline", {}),
+        (1, "search", {"a": 1}),
+        (2, "search", {"a": 2}),
+    ]
+
+
+def test_a_proposal_survives_the_way_through_tune() -> None:
+    """To a configuration and back."""
+    d = driver(Spy([{"a": 1, "b": "x", "c": None}]))
+    d.ask()
+    config = d.proposer.suggest("x")
+    assert isinstance(config, dict)
+    again = Proposal.from_config(config)
+    assert again.to_config() == config
+    assert config[META]["proposed_at"] == 100.0
+
+
+def test_the_number_of_trials_is_bounded() -> None:
+    """``max_iterations`` counts what the search proposes."""
+    d = driver(Spy([{"a": n} for n in range(10)]), limits={"max_trials": 3})
+    for _ in range(4):
+        d.end(d.ask()[0], [1.0, 1.0])
+    assert d.finished()
+
+
+def test_nothing_is_measured_twice_and_the_source_gets_the_known_value() -> None:
+    """A repeated proposal is answered from memory."""
+    spy = Spy([{"a": 1}, {"a": 1}, {"a": 2}])
+    d = driver(spy)
+    d.end(d.ask()[0], [1.0, 1.0])
+    d.end(d.ask()[0], [3.0, 2.0])
+    assert d.ask()[1].parameters == {"a": 2}
+    assert [spy.told.get(k) for k in spy.asked[:2]] == [scalar(2.0, 0.0)] * 2
+    assert d.proposer.duplicates == 1
+
+
+def test_a_repeat_of_a_running_trial_is_told_when_that_ends() -> None:
+    """It does not wait, and it does not run."""
+    spy = Spy([{"a": 1}, {"a": 1}, {"a": 2}])
+    d = driver(spy)
+    d.ask()
+    name, _ = d.ask()
+    assert d.ask()[1].parameters == {"a": 2}
+    assert spy.told == {}
+    d.end(name, [3.0, 2.0])
+    assert [spy.told[k] for k in spy.asked[:2]] == [scalar(2.0, 0.0)] * 2
+
+
+def test_a_source_that_only_repeats_itself_is_helped_out() -> None:
+    """Fresh random configurations take over; when there are none either, the search ends."""
+    d = driver(Spy([{"a": 1}] * 100), fallback=Spy([{"a": 1}, {"a": 7}]))
+    d.ask()
+    assert d.ask()[1].parameters == {"a": 1}
+    assert d.ask()[1].parameters == {"a": 7}
+    assert d.proposer.suggest("x") is None
+
+
+def test_infeasible_is_the_worst_finite_value() -> None:
+    """Raised errors and NaN draw TPE back to the failing region; a finite bad value does not."""
+    spy = Spy([{"a": 1}])
+    d = driver(spy)
+    d.end(d.ask()[0], [1.0, 1.0])
+    d.end(d.ask()[0], [], "infeasible")
+    assert list(spy.told.values()) == [WORST]
+    assert math.isfinite(WORST)
+    assert scalar(1e9, 1e6) <= WORST
+
+
+def test_a_fault_of_the_infrastructure_teaches_nothing() -> None:
+    """The configuration was not at fault."""
+    spy = Spy([{"a": 1}])
+    d = driver(spy)
+    d.end(d.ask()[0], [1.0, 1.0])
+    d.end(d.ask()[0], [], "failed")
+    assert list(spy.told.values()) == [None]
+
+
+def test_a_trial_that_ray_lost_teaches_nothing() -> None:
+    """An actor that died without a result is an accident."""
+    spy = Spy([{"a": 1}])
+    d = driver(spy)
+    d.ask()
+    name, _ = d.ask()
+    d.proposer.on_trial_complete(name, None, error=True)
+    assert list(spy.told.values()) == [None]
+
+
+def test_a_stopped_trial_is_told_as_the_last_rung_would_have_shown_it() -> None:
+    """Its short rung read 3 s; trials that went on doubled from first to last, so 6 s is told."""
+    spy = Spy([{"a": 1}, {"a": 2}])
+    d = driver(spy)
+    d.end(d.ask()[0], [1.0, 2.0])
+    d.end(d.ask()[0], [2.0, 4.0])
+    d.end(d.ask()[0], [3.0], None)
+    assert list(spy.told.values()) == [scalar(4.0, 0.0), scalar(6.0, 0.0)]
+
+
+def test_what_cannot_fit_is_refused_before_it_is_queued() -> None:
+    """It costs a number and a record, no GPU."""
+    spy = Spy([{"gpus": 16}, {"gpus": 1}])
+    d = driver(spy, problem=lambda p: "too wide" if p.get("gpus") == 16 else None)
+    d.ask()
+    assert d.ask()[1].parameters == {"gpus": 1}
+    assert [(p.parameters, p.number, reason) for p, reason in d.refused] == [({"gpus": 16}, 1, "too wide")]
+    assert spy.told[spy.asked[0]] == WORST
+
+
+def test_winner_and_baseline_are_measured_again_in_turn() -> None:
+    """A B B A, after the last search trial has ended, and only the whole workload."""
+    d = driver(Spy([{"a": 1}, {"a": 2}]), limits={"confirm_repeats": 2})
+    names = [d.ask()[0] for _ in range(3)]
+    d.end(names[0], [5.0, 5.0])
+    d.end(names[1], [4.0, 4.0])
+    assert d.proposer.suggest("too early") is None
+    d.end(names[2], [3.0, 3.0])
+    seen = []
+    for _ in range(4):
+        name, proposal = d.ask()
+        seen.append((proposal.trial.purpose, proposal.parameters, proposal.trial.repeat))
+        d.end(name, [9.0])
+    assert seen == [
+        ("confirm", {}, 1),
+        ("confirm", {"a": 2}, 1),
+        ("confirm", {"a": 2}, 2),
+        ("confirm", {}, 2),
+    ]
+    assert d.finished()
+
+
+def test_a_winner_that_breaks_the_slo_is_not_chosen_over_one_that_keeps_it() -> None:
+    """However fast it is."""
+    d = driver(Spy([{"a": 1}, {"a": 2}]), limits={"confirm_repeats": 1})
+    d.end(d.ask()[0], [5.0, 5.0])
+    d.end(d.ask()[0], [1.0, 1.0], violation=0.5)
+    d.end(d.ask()[0], [4.0, 4.0])
+    assert [d.ask()[1].parameters for _ in range(2)] == [{}, {"a": 2}]
+
+
+@pytest.mark.parametrize("outcome", ["infeasible", "failed"])
+def test_without_a_baseline_there_is_nothing_to_confirm(outcome: str) -> None:
+    """A gain needs something to be compared with."""
+    d = driver(Spy([{"a": 1}]), limits={"confirm_repeats": 2})
+    d.end(d.ask()[0], [], outcome)
+    d.end(d.ask()[0], [4.0, 4.0])
+    assert d.finished()
+
+
+def test_when_the_baseline_is_the_best_nothing_is_confirmed() -> None:
+    """GPU time is not spent on comparing a configuration with itself."""
+    d = driver(Spy([{"a": 1}]), limits={"confirm_repeats": 2})
+    d.end(d.ask()[0], [1.0, 1.0])
+    d.end(d.ask()[0], [4.0, 4.0])
+    assert d.finished()
+
+
+def test_a_stop_request_ends_the_proposals() -> None:
+    """No new trial after it."""
+    assert driver(Spy([{"a": 1}]), stop=True).finished()
+
+
+def test_the_state_survives_saving(tmp_path: Path) -> None:
+    """A restored proposer goes on where the saved one was."""
+    first = driver(ListSource([{"a": 1}, {"a": 2}]))
+    first.end(first.ask()[0], [1.0, 1.0])
+    first.end(first.ask()[0], [2.0, 2.0])
+    first.proposer.save(str(tmp_path / "state"))
+    second = driver(ListSource([]))
+    second.proposer.restore(str(tmp_path / "state"))
+    assert second.ask()[1].parameters == {"a": 2}
+    assert second.ask  # the live callbacks are the new object's own
+    assert second.proposer._stop_requested is not first.proposer._stop_requested
+
+
+def test_tune_sees_nan_for_a_trial_without_a_score() -> None:
+    """NaN stays out of ASHA's quantiles; the source learns of it in another way."""
+    result = report(None, 0, "infeasible", 2.0)
+    assert math.isnan(result[LOSS])
+    assert result["done"]
+
+
+@pytest.mark.parametrize(("rungs", "factor"), [(2, 2.0), (3, 2.0), (4, 3.0), (5, 1.5)])
+def test_asha_has_a_milestone_at_every_rung_but_the_last(rungs: int, factor: float) -> None:
+    """A trial in the worse half is stopped at each of them."""
+    for at in range(1, rungs):
+        ladder = Ladder(factor, rungs)
+        for trial, loss in (("good", 0.1), ("better", 0.05), ("bad", 0.9)):
+            fake = FakeTrial(trial)
+            ladder.on_trial_add(None, fake)
+            for done in range(1, at + 1):
+                quality = loss if done == at else 0.1
+                action = ladder.on_trial_result(None, fake, {LOSS: quality, BUDGET: factor ** (done - 1)})
+        assert action == "STOP", at
+
+
+def test_asha_never_stops_the_baseline() -> None:
+    """It has to be measured to the end, whatever came before it."""
+    ladder = Ladder(2.0, 3)
+    for n, loss in enumerate((0.1, 0.05)):
+        ladder.on_trial_add(None, FakeTrial(str(n)))
+        ladder.on_trial_result(None, FakeTrial(str(n)), {LOSS: loss, BUDGET: 1.0})
+    baseline = FakeTrial("b", "baseline")
+    ladder.on_trial_add(None, baseline)
+    assert ladder.on_trial_result(None, baseline, {LOSS: 0.9, BUDGET: 1.0}) == "CONTINUE"
+
+
+@dataclass(frozen=True)
+class FakeTrial:
+    trial_id: str
+    purpose: str = "search"
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return {META: {"purpose": self.purpose}}
+
+
+def test_without_a_scheduler_nothing_is_stopped() -> None:
+    """Neither when the ladder has one rung only."""
+    assert not isinstance(make_scheduler(Optimization(), 2), Ladder)
+    asha = Optimization.model_validate({"scheduler": {"type": "asha"}})
+    assert not isinstance(make_scheduler(asha, 1), Ladder)
+    assert isinstance(make_scheduler(asha, 2), Ladder)
+
+
+def local_task(strategy: str, seed: int = 3) -> Task:
+    return parse_task(
+        {
+            "task_name": "t",
+            "backend": "local",
+            "engine": "llamacpp",
+            "model": {"name": "m", "path": "m.gguf"},
+            "parameters": {
+                "threads": {"type": "choice", "values": [1, 2, 4]},
+                "parallel": {"type": "int", "low": 1, "high": 8},
+                "ubatch_size": {"type": "int", "low": 16, "high": 512, "step": 16},
+            },
+            "constraints": ["threads * parallel <= 16"],
+            "optimization": {"strategy": strategy, "max_iterations": 12, "seed": seed},
+            "benchmark": {"traffic_scenarios": ["D(10,10)"]},
+        },
+        "task.yaml",
+    )
+
+
+def proposals(strategy: str, seed: int = 3) -> list[Parameters]:
+    """Twelve configurations with made-up results: fewer threads are better."""
+    task = local_task(strategy, seed)
+    d = driver(make_source(task, Space.of(task, load_engine("llamacpp"))), limits={"max_trials": 12})
+    d.end(d.ask()[0], [50.0, 50.0])
+    seen = []
+    for _ in range(12):
+        name, proposal = d.ask()
+        seen.append(proposal.parameters)
+        d.end(name, [float(proposal.parameters["threads"] or 0)] * 2)
+    return seen
+
+
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_the_same_seed_proposes_the_same(strategy: str) -> None:
+    """And every proposal keeps the constraints and is new."""
+    first = proposals(strategy)
+    assert first == proposals(strategy)
+    assert all(int(p["threads"] or 0) * int(p["parallel"] or 0) <= 16 for p in first)
+    assert len({str(sorted(p.items())) for p in first}) == 12
+
+
+@pytest.mark.parametrize("strategy", ["random", "bayesian", "optuna"])
+def test_another_seed_proposes_something_else(strategy: str) -> None:
+    """The seed is not decoration."""
+    assert proposals(strategy, 3) != proposals(strategy, 4)
+
+
+def test_a_space_without_parameters_measures_the_baseline_alone() -> None:
+    """Nothing to search is not an error."""
+    task = local_task("bayesian").model_copy(update={"parameters": {}, "constraints": ()})
+    d = driver(make_source(task, Space.of(task, load_engine("llamacpp"))))
+    d.end(d.ask()[0], [1.0, 1.0])
+    assert d.finished()

@@ -1,0 +1,194 @@
+"""One trial with fakes: whatever happens, the engine is stopped and an outcome is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raytune_autotuner.backends import Deployment
+from raytune_autotuner.engines import load_engine
+from raytune_autotuner.objectives import Context
+from raytune_autotuner.records import Load, Parameters, Rung, TrialId, config_hash
+from raytune_autotuner.spec import Optimization
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.trial import Clock, Job, Trial, run
+from tests.fakes.trials import FakeBackend, FakeBenchmark, Faults
+
+RUNGS = (Rung(0, (Load("D(10,10)", 4),), 8, 1), Rung(1, (Load("D(10,10)", 4),), 20, 1))
+
+
+def make_trial(tmp_path: Path, fault: str = "", warmup: int = 2) -> tuple[Trial, FakeBackend, FakeBenchmark]:
+    parameters: Parameters = {"threads": 1}
+    trial_id = TrialId("search", config_hash(parameters))
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    deployment = Deployment(
+        experiment="exp",
+        trial=trial_id,
+        engine=load_engine("llamacpp"),
+        parameters=parameters,
+        argv=("server", "--threads", "1"),
+        served_name="m",
+        gpus=0,
+        folder=folder.root.workdir(f"trials/{trial_id.name}"),
+    )
+    job = Job(deployment, 3, RUNGS, warmup, Context(0, Optimization(objective="minimize_latency")), 60.0, 1.5)
+    faults = Faults(fault)
+    backend, benchmark = FakeBackend(faults), FakeBenchmark(faults, 2.0)
+    return Trial(job, backend, benchmark, folder), backend, benchmark
+
+
+def saved(tmp_path: Path) -> dict[str, object]:
+    (path,) = tmp_path.glob("exp/trials/*/record.json")
+    record: dict[str, object] = json.loads(path.read_text())
+    return record
+
+
+def test_a_trial_deploys_once_and_runs_every_rung(tmp_path: Path) -> None:
+    """Warm-up first, then the rungs in order on one deployment, then the teardown."""
+    trial, backend, benchmark = make_trial(tmp_path)
+    record = run(trial)
+    assert record.outcome == "completed"
+    assert benchmark.journal == ["rung -1", "rung 0", "rung 1"]
+    assert [e for e in backend.journal if e != "check"] == ["start", "stop"]
+    assert record.score is not None
+    assert record.score.value == pytest.approx(2.0)
+    assert record.phases["queue"] == 1.5
+    assert saved(tmp_path)["outcome"] == "completed"
+    assert not backend.running
+    assert not benchmark.open
+
+
+def test_without_warm_up_nothing_is_sent_before_the_first_rung(tmp_path: Path) -> None:
+    """Zero means none."""
+    trial, _, benchmark = make_trial(tmp_path, warmup=0)
+    run(trial)
+    assert benchmark.journal == ["rung 0", "rung 1"]
+
+
+def test_each_step_is_one_rung_and_leaves_its_metrics_on_disk(tmp_path: Path) -> None:
+    """So that a scheduler can decide between them and a crash loses nothing."""
+    trial, backend, _ = make_trial(tmp_path)
+    assert trial.step() is None
+    assert [p.name for p in tmp_path.glob("exp/trials/*/rungs/*")] == ["0.json"]
+    assert backend.running
+    assert not list(tmp_path.glob("exp/trials/*/record.json"))
+    assert trial.step() is not None
+
+
+def test_an_early_stop_keeps_the_rungs_and_stops_the_engine(tmp_path: Path) -> None:
+    """The record says stopped, with no failure and no final score."""
+    trial, backend, _ = make_trial(tmp_path)
+    trial.step()
+    record = trial.finish("stopped")
+    assert (record.outcome, len(record.rungs), record.score, record.failure) == ("stopped", 1, None, None)
+    assert not backend.running
+
+
+def test_the_first_ending_counts(tmp_path: Path) -> None:
+    """Ray may call cleanup after a trial has ended by itself."""
+    trial, backend, _ = make_trial(tmp_path)
+    first = run(trial)
+    assert trial.finish("stopped") is first
+    assert backend.journal.count("stop") == 1
+
+
+STEPS = ("start", "warmup", "rung0", "rung1")
+ENDINGS = {
+    "out_of_memory": ("infeasible", "out_of_memory"),
+    "bad_flag": ("infeasible", "bad_flag"),
+    "crash": ("infeasible", "crash"),
+    "request_errors": ("infeasible", "request_errors"),
+    "timeout": ("infeasible", "timeout"),
+    "transient": ("completed", None),
+    "always_transient": ("failed", "infrastructure"),
+    "environment": ("failed", "infrastructure"),
+    "bug": ("failed", "infrastructure"),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("what", sorted(ENDINGS))
+def test_fault_matrix(tmp_path: Path, step: str, what: str) -> None:
+    """Each fault at each step: the right outcome, everything stopped, nothing measured lost."""
+    trial, backend, benchmark = make_trial(tmp_path, f"{step}:{what}")
+    record = run(trial)
+    outcome, kind = ENDINGS[what]
+    assert record.outcome == outcome
+    assert (record.failure.kind if record.failure else None) == kind
+    assert not backend.running
+    assert not benchmark.open
+    assert backend.journal[-1] == "stop"
+    assert saved(tmp_path)["outcome"] == outcome
+    expected_rungs = 2 if outcome == "completed" else {"rung1": 1}.get(step, 0)
+    assert len(record.rungs) == expected_rungs
+    assert len(list(tmp_path.glob("exp/trials/*/rungs/*.json"))) == expected_rungs
+
+
+def test_a_retry_deploys_afresh_and_goes_on_at_the_rung_that_failed(tmp_path: Path) -> None:
+    """Rung 0 is not paid for twice."""
+    trial, backend, benchmark = make_trial(tmp_path, "rung1:transient")
+    run(trial)
+    assert benchmark.journal == ["rung -1", "rung 0", "rung -1", "rung 1"]
+    assert [e for e in backend.journal if e != "check"] == ["start", "stop", "start", "stop"]
+
+
+def test_a_teardown_that_fails_is_told_and_does_not_hide_the_result(tmp_path: Path) -> None:
+    """The measurement stands, the record says what stayed."""
+    trial, _, benchmark = make_trial(tmp_path, "stop:always_transient")
+    record = run(trial)
+    assert record.outcome == "completed"
+    assert record.failure is not None
+    assert "teardown" in record.failure.reason
+    assert not benchmark.open
+
+
+def test_a_stop_request_ends_the_trial_before_and_during_a_rung(tmp_path: Path) -> None:
+    """It is looked for before a step and once a second within it."""
+    trial, backend, _ = make_trial(tmp_path)
+    trial.step()
+    ExperimentFolder(Storage(str(tmp_path)), "exp").request_stop()
+    record = trial.step()
+    assert record is not None
+    assert (record.outcome, record.failure and record.failure.kind) == ("stopped", "interrupted")
+    assert len(record.rungs) == 1
+    assert not backend.running
+
+
+def test_an_interrupt_stops_the_engine_and_goes_on_upwards(tmp_path: Path) -> None:
+    """Ctrl-C in a single trial must not leave anything running."""
+    trial, backend, benchmark = make_trial(tmp_path)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    benchmark.run = interrupted  # type: ignore[method-assign,assignment]
+    with pytest.raises(KeyboardInterrupt):
+        run(trial)
+    assert not backend.running
+    assert saved(tmp_path)["outcome"] == "stopped"
+
+
+def test_the_state_tells_phase_and_rung_as_they_change(tmp_path: Path) -> None:
+    """A watcher sees where a trial stands from the folder alone."""
+    trial, _, _ = make_trial(tmp_path)
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    trial.step()
+    (state,) = folder.states()
+    assert (state.phase, state.rung, state.total_rungs, state.outcome) == ("benchmark", 0, 2, None)
+    trial.step()
+    (state,) = folder.states()
+    assert (state.phase, state.rung, state.outcome) == ("ended", 2, "completed")
+    assert state.score is not None
+
+
+def test_the_clock_charges_each_second_once() -> None:
+    """Phases add up to the time that passed; moved seconds change their phase only."""
+    clock = Clock({"queue": 1.0})
+    for phase in ("deploy", "benchmark", "idle"):
+        clock.enter(phase)
+    clock.move("benchmark", "client", 0.25)
+    assert clock.seconds["client"] == 0.25
+    assert clock.seconds["queue"] == 1.0
+    assert sum(clock.seconds.values()) == pytest.approx(1.0, abs=0.1)

@@ -13,7 +13,7 @@ from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import Trial
 
 
-class TrialActor(tune.Trainable):  # type: ignore[misc]
+class TrialActor(tune.Trainable):
     """A trial under Tune. Deploys in the first ``step``: Ray does not clean up after a failed ``setup``."""
 
     shared: Setup

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from raytune_autotuner import __version__
 from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.init_task import GOALS, Wish, write_task
 from raytune_autotuner.records import Parameters
 
 OK, NOTHING_FEASIBLE, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
@@ -69,10 +70,11 @@ def main() -> None:
 def validate(task_file: Path, overrides: tuple[str, ...]) -> int:
     """Check a task file and show the plan: trials, rungs, time, cost. Starts nothing."""
     from raytune_autotuner.checks import load_checked
+    from raytune_autotuner import display
     from raytune_autotuner.plan import make_plan, render
 
     task, engine = load_checked(task_file, overrides)
-    Console().print(render(make_plan(task, engine)))
+    display.console().print(render(make_plan(task, engine)))
     return OK
 
 
@@ -83,6 +85,27 @@ def schema() -> int:
     from raytune_autotuner.spec import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2))
+    return OK
+
+
+@main.command()
+@click.option("--model", required=True, help="The model's name.")
+@click.option("--engine", required=True, help="An engine file's name: llamacpp, sglang, vllm.")
+@click.option("--backend", type=click.Choice(["local", "ome"]), default="local", show_default=True)
+@click.option("--goal", type=click.Choice(sorted(GOALS)), default="throughput", show_default=True)
+@click.option("--name", help="The task's name; default: made from the model's.")
+@click.option("--runtime", help="OME: the (Cluster)ServingRuntime in use today.")
+@click.option("--model-path", help="Local engine: a file, a folder or package:NAME.")
+@click.option("--tokenizer", help="A folder or a hub id.")
+@click.option("--scenario", "scenarios", multiple=True, help="Traffic, e.g. 'D(100,100)'; repeatable.")
+@click.option("--concurrency", type=click.IntRange(min=1), multiple=True, help="Level; repeatable.")
+@click.option("--ttft-p99", type=float, help="Limit in seconds.")
+@click.option("--tpot-p95", type=float, help="Limit in seconds.")
+@_exit_codes
+def init(scenarios: tuple[str, ...], concurrency: tuple[int, ...], **flags: Any) -> int:
+    """Print a commented task file made from flags."""
+    limits = {"ttft_p99_s": flags.pop("ttft_p99"), "tpot_p95_s": flags.pop("tpot_p95")}
+    click.echo(write_task(Wish(**flags, scenarios=scenarios, concurrency=concurrency, **limits)), nl=False)
     return OK
 
 
@@ -111,7 +134,7 @@ def run(
 
     task, engine = load_checked(task_file, overrides)
     plan = make_plan(task, engine)
-    console = Console()
+    console = display.console()
     console.print(render(plan))
     setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
     path = results_path or Path("results") / f"{task.task_name}_results.json"
@@ -142,7 +165,7 @@ def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str
     task, engine = load_checked(task_file, overrides)
     parameters: Parameters = check_parameters(task, engine, params)
     setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
-    console = Console()
+    console = display.console()
     with display.progress(setup.folder, 1, console):
         record = run_trial(setup.trial(TrialId("single", config_hash(parameters)), 0, parameters))
     console.print(display.trial_answer(record, setup.folder.root.location()))

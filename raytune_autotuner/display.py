@@ -6,6 +6,7 @@ Progress is read from the experiment folder: a live table in a terminal, one lin
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +24,13 @@ from raytune_autotuner.storage import ExperimentFolder
 POLL_S = 0.5
 JOIN_S = 10.0
 SHOWN_TRIALS = 30
+LOG_WIDTH = 160
 COLOURS = {"completed": "green", "stopped": "yellow", "infeasible": "red", "failed": "red"}
+
+
+def console() -> Console:
+    """Standard output; wide where no terminal says how wide it is, so that logs are not folded."""
+    return Console(width=None if sys.stdout.isatty() else LOG_WIDTH, highlight=False)
 
 
 @contextmanager
@@ -73,7 +80,7 @@ def _state_line(state: TrialState) -> str:
 def _board(states: Sequence[TrialState], planned: int, elapsed_s: float) -> RenderableType:
     table = Table(box=None, pad_edge=False)
     for column in ("#", "trial", "parameters", "phase", "rung", "score"):
-        table.add_column(column, no_wrap=column != "parameters")
+        table.add_column(column, no_wrap=column != "parameters", overflow="fold")
     for state in states[-SHOWN_TRIALS:]:
         colour = COLOURS.get(state.outcome or "", "cyan")
         table.add_row(
@@ -127,7 +134,7 @@ def trial_answer(record: TrialRecord, location: str) -> RenderableType:
 def _trials(results: Results) -> RenderableType:
     table = Table(title=f"{results.task.task_name}: {results.task.optimization.objective}", title_justify="left")
     for column in ("#", "trial", "parameters", "outcome", "rungs", "score", "seconds"):
-        table.add_column(column, justify="right" if column in ("#", "seconds") else "left")
+        table.add_column(column, justify="right" if column in ("#", "seconds") else "left", overflow="fold")
     for record in results.records:
         table.add_row(
             str(record.number),

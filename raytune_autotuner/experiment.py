@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import shutil
@@ -119,7 +120,7 @@ def _tune(setup: Setup) -> None:
 
 def _concurrency(setup: Setup) -> int:
     """As many trials at once as the reservations allow, taking the smallest trial as the measure."""
-    have = ray.cluster_resources()
+    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
     need = resources(setup, {})
     fits = min(int(have.get(name, 0) // amount) for name, amount in need.items())
     return max(1, min(fits, setup.task.optimization.max_concurrent_trials or fits))
@@ -132,7 +133,7 @@ def _check_resources(setup: Setup) -> None:
 
 
 def _does_not_fit(setup: Setup) -> Callable[[Parameters], str | None]:
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    nodes = [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
 
     def problem(parameters: Parameters) -> str | None:
         need = resources(setup, parameters)
@@ -182,7 +183,7 @@ def _ray(options: Options) -> Iterator[None]:
             object_store_memory=OBJECT_STORE_BYTES,
             include_dashboard=options.dashboard,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _node_ip_address="127.0.0.1",  # works without any network
             _temp_dir=folder,
         )

@@ -39,21 +39,39 @@ METRICS: dict[str, MetricInfo] = {
 }
 
 
-def summarise(samples: RequestSamples, concurrency: int, errors: int) -> dict[str, float]:
+def summarise(samples: RequestSamples, concurrency: int, errors: float) -> dict[str, float]:
     """The metrics of one load, by the names of ``METRICS``; cheap enough for a bootstrap to call.
 
-    Throughput follows from the closed-loop law, concurrency × mean tokens / mean end-to-end latency: counting what
-    was finished within a duration loses the requests in flight at its end (about 9 % in a short run).
+    ``errors`` is the share of failed requests. Throughput follows from the closed-loop law, concurrency × mean
+    tokens / mean end-to-end latency: counting what was finished within a duration loses the requests in flight at
+    its end (about 9 % in a short run). The law holds in the steady state only: see ``steady``.
     A metric that nothing was measured for is absent: ``tpot_*`` without long enough answers, and everything but
     ``error_ratio`` without a completed request.
     """
-    completed = len(samples.e2e_s)
-    values = {"error_ratio": errors / (errors + completed) if errors + completed else 0.0}
+    values = {"error_ratio": errors}
     for name, column in (("ttft", samples.ttft_s), ("tpot", samples.tpot_s), ("e2e", samples.e2e_s)):
         values.update(_latency(name, _known(column)))
-    if completed:
+    if samples.e2e_s:
         values.update(_throughput(samples, concurrency))
     return values
+
+
+def error_ratio(errors: int, completed: int) -> float:
+    """The share of failed requests among all that ended."""
+    return errors / (errors + completed) if errors + completed else 0.0
+
+
+def steady(samples: RequestSamples, concurrency: int) -> RequestSamples:
+    """The requests without the first wave, when at least another wave is left.
+
+    All clients start in the same moment, into an empty server. Where requests queue, the first ones wait for
+    fewer others than any later one (the law then reads up to 80 % too much); where they do not, they share one
+    burst of prefills. Neither happens again later.
+    """
+    if len(samples.e2e_s) < 2 * concurrency:
+        return samples
+    columns = RequestSamples.__dataclass_fields__
+    return RequestSamples(**{name: getattr(samples, name)[concurrency:] for name in columns})
 
 
 def _known(column: Iterable[float | None]) -> NDArray[np.float64]:

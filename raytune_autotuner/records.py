@@ -79,10 +79,14 @@ class Rung:
     max_minutes: int
     repeats: int = 1
 
+    def requests(self, concurrency: int) -> int:
+        """How many requests a load sends: two waves at least, because the first one does not count."""
+        return max(self.max_requests, 2 * concurrency)
+
 
 @dataclass(frozen=True)
 class RequestSamples:
-    """The completed requests of one load; tuples of equal length in the order they finished."""
+    """The requests of one load that count, in the order they finished; tuples of equal length."""
 
     ttft_s: tuple[float, ...]
     tpot_s: tuple[float | None, ...]
@@ -99,6 +103,7 @@ class LoadMetrics:
     load: Load
     concurrency: int
     completed: int
+    """All that were answered; ``samples`` has those after the first wave (see ``metrics.steady``)."""
     errors: int
     duration_s: float
     values: Mapping[str, float]

@@ -93,6 +93,11 @@ def _traffic(task: Task) -> Iterator[Fault]:
             yield (*at, n), f"`{text}` is given twice"
 
 
+def _api_backend(task: Task) -> Iterator[Fault]:
+    if task.benchmark.task == "text-to-rerank" and task.benchmark.api_backend == "openai":
+        yield ("benchmark", "api_backend"), "found `openai`, which has no rerank; valid are vllm, sglang"
+
+
 def _levels(task: Task) -> Iterator[Fault]:
     benchmark = task.benchmark
     for name, levels in (("num_concurrency", benchmark.num_concurrency), ("batch_sizes", benchmark.batch_sizes)):
@@ -184,6 +189,7 @@ TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
     _backend: ("backend", "base_runtime", "runtime", "model"),
     _tokenizer: ("benchmark.model_tokenizer", "model"),
     _traffic: ("benchmark.task", "benchmark.traffic_scenarios", "benchmark.dataset"),
+    _api_backend: ("benchmark.task", "benchmark.api_backend"),
     _levels: ("benchmark.task", "benchmark.num_concurrency", "benchmark.batch_sizes"),
     _rungs: ("benchmark",),
     _prefix: ("benchmark",),

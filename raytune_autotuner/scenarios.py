@@ -25,14 +25,12 @@ TASK_FORMS: dict[str, tuple[Kind, ...]] = {
     "text-to-text": ("D", "N", "U", "dataset"),
     "image-text-to-text": ("I", "dataset"),
     "text-to-embeddings": ("E", "dataset"),
-    "image-to-embeddings": ("I", "dataset"),
     "text-to-rerank": ("R", "dataset"),
 }
 DEFAULTS = {
     "text-to-text": "D(100,100)",
     "image-text-to-text": "I(512,512)",
     "text-to-embeddings": "E(512)",
-    "image-to-embeddings": "I(512,512)",
     "text-to-rerank": "R(512,100)",
 }
 BATCHED = frozenset({"text-to-embeddings", "text-to-rerank"})

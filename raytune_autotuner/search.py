@@ -8,7 +8,6 @@ the source in a form that does not mislead it, and the confirming runs at the en
 
 from __future__ import annotations
 
-
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -88,7 +87,7 @@ class RaySource:
     def propose(self, key: str) -> Parameters | None:
         for draw in range(CONSTRAINED_DRAWS):
             name = key if draw == 0 else f"{key}/{draw}"
-            point = self._searcher.suggest(name)
+            point: Any = self._searcher.suggest(name)
             if point is None or point == Searcher.FINISHED:
                 return None
             parameters = self._space.configuration(point)
@@ -220,7 +219,7 @@ class Proposer(Searcher):
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+    def suggest(self, trial_id: str) -> Any:
         """Tune's question; ``None`` means ask again when a running trial has ended."""
         if self._stop_requested():
             return Searcher.FINISHED
@@ -350,7 +349,7 @@ class Proposer(Searcher):
 
     def save(self, checkpoint_path: str) -> None:
         state = {k: v for k, v in self.__dict__.items() if k not in _LIVE}
-        Path(checkpoint_path).write_bytes(cloudpickle.dumps(state))
+        Path(checkpoint_path).write_bytes(cloudpickle.dumps(state))  # type: ignore[no-untyped-call]
 
     def restore(self, checkpoint_path: str) -> None:
         self.__dict__.update(cloudpickle.loads(Path(checkpoint_path).read_bytes()))
@@ -365,7 +364,7 @@ def best(results: Any, key: Callable[[Any], Any]) -> Any:
     return min(results, key=key, default=None)
 
 
-class Ladder(ASHAScheduler):  # type: ignore[misc]
+class Ladder(ASHAScheduler):
     """ASHA over the rungs of one deployment; baseline and confirming runs always go to the end.
 
     The time attribute is ``reduction_factor ** rung``, so that ASHA's milestones are exactly our rungs.
@@ -377,7 +376,7 @@ class Ladder(ASHAScheduler):  # type: ignore[misc]
             metric=LOSS,
             mode="min",
             grace_period=1,
-            max_t=reduction_factor ** (total_rungs - 1),
+            max_t=reduction_factor ** (total_rungs - 1),  # type: ignore[arg-type]  # any number will do
             reduction_factor=reduction_factor,
         )
 
@@ -388,5 +387,5 @@ class Ladder(ASHAScheduler):  # type: ignore[misc]
 
 def make_scheduler(optimization: Optimization, total_rungs: int) -> TrialScheduler:
     if optimization.scheduler == "none" or total_rungs < 2:
-        return FIFOScheduler()
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
     return Ladder(optimization.scheduler.reduction_factor, total_rungs)

@@ -193,7 +193,6 @@ TaskName = Literal[
     "text-to-text",
     "image-text-to-text",
     "text-to-embeddings",
-    "image-to-embeddings",
     "text-to-rerank",
 ]
 
@@ -226,7 +225,11 @@ class Benchmark(Model):
         "default: 1, 8, 32",
     )
     max_time_per_iteration: int = Field(10, ge=1, description="MINUTES per scenario and level, as in genai-bench")
-    max_requests_per_iteration: int = Field(100, ge=1, description="requests per scenario and level, at most")
+    max_requests_per_iteration: int = Field(
+        100,
+        ge=1,
+        description="requests per scenario and level, and at least twice the level: the first wave is not counted",
+    )
     additional_params: dict[str, Any] = Field(default_factory=dict, description="merged into each request's body")
     dataset: Dataset | None = Field(None, description="where prompts come from; default: genai-bench's own text")
     prefix_len: int | None = Field(None, ge=1, description="tokens at the start of every prompt that all share")

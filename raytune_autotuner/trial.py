@@ -171,7 +171,8 @@ class Trial:
             return
         self._announce("warmup", "")
         last = self.job.rungs[-1]
-        load = Load(last.loads[0].scenario, min(last.loads[0].level, self.job.warmup_requests))
+        level = max(1, min(last.loads[0].level, self.job.warmup_requests // 2))
+        load = Load(last.loads[0].scenario, level)
         rung = Rung(WARMUP_RUNG, (load,), self.job.warmup_requests, last.max_minutes)
         self._benchmarked("warmup", endpoint, rung, f"warmup-{time.monotonic_ns()}")
 

@@ -19,8 +19,8 @@ import numpy.typing as npt
 from scipy import stats
 
 from raytune_autotuner import metrics as metric_names
-from raytune_autotuner.objectives import Context, Score, score
-from raytune_autotuner.records import LoadMetrics, Metrics, RequestSamples
+from raytune_autotuner.objectives import Context, score
+from raytune_autotuner.records import LoadMetrics, Metrics, RequestSamples, Score
 
 VerdictKind = Literal["WIN", "TIE", "UNSTABLE"]
 BOOTSTRAPS = 200
@@ -140,7 +140,7 @@ def _resampled_load(load: LoadMetrics, rng: np.random.Generator) -> LoadMetrics:
     samples = RequestSamples(
         **{name: tuple(getattr(load.samples, name)[i] for i in chosen) for name in RequestSamples.__dataclass_fields__}
     )
-    values = metric_names.summarise(samples, load.concurrency, load.errors)
+    values = metric_names.summarise(samples, load.concurrency, load.values["error_ratio"])
     return replace(load, samples=samples, values=values)
 
 

@@ -67,7 +67,7 @@ class BackendContract:
         """Start announces what it waits for."""
         phases = Phases()
         backend.start(self.deployment(tmp_path), Deadline.after(PATIENCE_S), phases)
-        assert "deploy" in phases
+        assert "load" in phases
 
     @pytest.mark.parametrize("fault", ["out_of_memory", "bad_flag", "unsupported", "crash"])
     def test_engine_that_ends_is_infeasible(self, backend: Backend, tmp_path: Path, fault: FailureClass) -> None:

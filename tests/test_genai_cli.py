@@ -401,7 +401,7 @@ class Bench:
         **settings: Any,
     ) -> Metrics:
         client = GenaiCli(
-            spec.Benchmark(**settings),
+            spec.Benchmark().model_copy(update=settings),
             model_name="fake",
             tokenizer=str(self.tokenizer),
             api_backend="vllm",
@@ -538,7 +538,7 @@ def test_a_dead_engine_explains_failed_requests(bench: Bench) -> None:
 def test_a_command_that_genai_bench_refuses_is_told(bench: Bench) -> None:
     """A task that genai-bench does not have ends with its own words, as a fault of the tool."""
     with FakeServer().running() as fake, pytest.raises(TransientError, match="not supported by the selected API"):
-        bench.run(fake, task="image-to-embeddings")
+        bench.run(fake, task="text-to-video")
 
 
 def everything_below(folder: Path) -> bytes:

@@ -354,6 +354,11 @@ MALFORMED = {
         ["benchmark.dataset"],
     ),
     "level twice": (benchmark("num_concurrency: [4, 4]"), "benchmark.num_concurrency[1] (line 4)", ["twice"]),
+    "rerank backend": (
+        benchmark("task: text-to-rerank, api_backend: openai") + "optimization: {objective: minimize_latency}\n",
+        "benchmark.api_backend (line 4)",
+        ["`openai`", "vllm, sglang"],
+    ),
     "batch sizes": (
         benchmark("batch_sizes: [4]"),
         "benchmark.batch_sizes (line 4)",

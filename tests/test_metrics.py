@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytune_autotuner.metrics import METRICS, summarise
-from raytune_autotuner.records import RequestSamples
+from raytune_autotuner.metrics import METRICS, error_ratio, steady, summarise
+from raytune_autotuner.records import RequestSamples, Rung
 
 SECONDS = st.floats(1e-4, 1e4)
 TOKENS = st.integers(0, 100_000).map(float)
@@ -39,11 +39,46 @@ def test_percentiles_are_interpolated_between_requests() -> None:
     assert found == pytest.approx({"mean": 0.05, "p50": 0.05, "p90": 0.09, "p95": 0.095, "p99": 0.099, "max": 0.1})
 
 
-@pytest.mark.parametrize(("errors", "completed", "ratio"), [(0, 2, 0.0), (2, 2, 0.5), (1, 3, 0.25), (3, 0, 1.0)])
+@pytest.mark.parametrize(
+    ("errors", "completed", "ratio"), [(0, 2, 0.0), (2, 2, 0.5), (1, 3, 0.25), (3, 0, 1.0), (0, 0, 0.0)]
+)
 def test_error_ratio_counts_failed_against_all(errors: int, completed: int, ratio: float) -> None:
     """The error ratio is the share of failed requests among all that ended."""
-    samples = samples_of([(0.1, 0.1, 1.0, 1.0, 1.0)] * completed) if completed else RequestSamples((), (), (), (), ())
-    assert summarise(samples, 1, errors)["error_ratio"] == pytest.approx(ratio)
+    assert error_ratio(errors, completed) == pytest.approx(ratio)
+
+
+def queue(service_s: float, clients: int, requests: int) -> RequestSamples:
+    """One server, one request at a time, first come first served; every client asks again at once."""
+    waits = [min(n + 1, clients) * service_s for n in range(requests)]
+    return samples_of([(w, 0.01, w, 10.0, 100.0) for w in waits])
+
+
+def batch(service_s: float, clients: int, requests: int) -> RequestSamples:
+    """A server that works on all clients at the same time."""
+    return samples_of([(0.1, 0.01, service_s, 10.0, 100.0)] * requests)
+
+
+@pytest.mark.parametrize("clients", [1, 4, 8])
+@pytest.mark.parametrize("waves", [2, 3, 10])
+def test_the_first_wave_does_not_count(clients: int, waves: int) -> None:
+    """Then a server that queues and one that batches are both read right: 1 request per second each."""
+    queued = steady(queue(1.0, clients, waves * clients), clients)
+    batched = steady(batch(float(clients), clients, waves * clients), clients)
+    for samples in (queued, batched):
+        assert len(samples.e2e_s) == (waves - 1) * clients
+        assert summarise(samples, clients, 0.0)["requests_per_s"] == pytest.approx(1.0)
+
+
+def test_with_less_than_two_waves_everything_counts() -> None:
+    """Nothing is thrown away that cannot be spared."""
+    samples = queue(1.0, 4, 7)
+    assert steady(samples, 4) is samples
+
+
+@pytest.mark.parametrize(("asked", "level", "sent"), [(8, 1, 8), (8, 4, 8), (8, 5, 10), (1, 64, 128)])
+def test_a_load_sends_two_waves_at_least(asked: int, level: int, sent: int) -> None:
+    """So that one is left to count."""
+    assert Rung(0, (), asked, 1).requests(level) == sent
 
 
 def test_nothing_measured_leaves_only_the_error_ratio() -> None:

@@ -74,7 +74,7 @@ class LocalBackend:
             env=environment(os.environ, deployment.env),
             owner=f"{deployment.experiment}/{deployment.trial.name}",
         )
-        progress("deploy", f"process {self._process.pid}, waiting for {url}{deployment.engine.health}")
+        progress("load", f"process {self._process.pid}, waiting for {url}{deployment.engine.health}")
         self._await_health(self._process, url + deployment.engine.health, deadline)
         metrics = deployment.engine.metrics
         return Endpoint(

@@ -34,7 +34,7 @@ from raytune_autotuner.benchmarks.genai_output import (
 from raytune_autotuner.benchmarks.genai_server import Command, GenaiServer, answers, log_tail
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import TransientError, TrialInfeasible
-from raytune_autotuner.metrics import summarise
+from raytune_autotuner.metrics import error_ratio, summarise
 from raytune_autotuner.records import Endpoint, Load, LoadMetrics, Metrics, RequestSamples, Rung
 
 BATCH_TASKS = ("text-to-embeddings", "text-to-rerank")
@@ -79,7 +79,7 @@ def argv(settings: spec.Benchmark, target: Target, load: Load, rung: Rung, folde
         "num-concurrency": 1 if batched else load.level,
         "batch-size": load.level if batched else 1,
         "max-time-per-run": rung.max_minutes,
-        "max-requests-per-run": rung.max_requests,
+        "max-requests-per-run": rung.requests(1 if batched else load.level),
         **_dataset(settings.dataset),
         "traffic-scenario": load.scenario,
         "prefix-len": settings.prefix_len,
@@ -279,13 +279,14 @@ def with_dropped(metrics: LoadMetrics, dropped: int) -> LoadMetrics:
         return metrics
     errors = metrics.errors + dropped
     codes = {**metrics.error_codes, "dropped": dropped}
-    values = summarise(metrics.samples, metrics.concurrency, errors)
+    values = {**metrics.values, "error_ratio": error_ratio(errors, metrics.completed)}
     return replace(metrics, errors=errors, error_codes=codes, values=values)
 
 
 def merge(repeats: Sequence[LoadMetrics]) -> LoadMetrics:
     """The same load measured several times as one: all requests together, genai-bench's own figures averaged."""
     first, errors = repeats[0], sum(each.errors for each in repeats)
+    completed = sum(each.completed for each in repeats)
     if len(repeats) == 1:
         return first
     samples = RequestSamples(
@@ -295,10 +296,10 @@ def merge(repeats: Sequence[LoadMetrics]) -> LoadMetrics:
     return LoadMetrics(
         load=first.load,
         concurrency=first.concurrency,
-        completed=len(samples.e2e_s),
+        completed=completed,
         errors=errors,
         duration_s=sum(each.duration_s for each in repeats),
-        values=summarise(samples, first.concurrency, errors),
+        values=summarise(samples, first.concurrency, error_ratio(errors, completed)),
         samples=samples,
         error_codes=dict(sum((Counter(each.error_codes) for each in repeats), Counter[str]())),
         reported={name: sum(each.reported[name] for each in repeats) / len(repeats) for name in sorted(names)},

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raytune_autotuner.errors import TransientError
-from raytune_autotuner.metrics import LATENCIES, summarise
+from raytune_autotuner.metrics import LATENCIES, error_ratio, steady, summarise
 from raytune_autotuner.records import Load, LoadMetrics, RequestSamples
 
 RESULT_GLOB = "*_time_*s.json"
@@ -107,14 +107,15 @@ def parse_result(path: Path) -> LoadMetrics:
     batched = aggregated.iteration_type == "batch_size"
     concurrency = 1 if batched else aggregated.num_concurrency
     failed = [request for request in result.individual_request_metrics if request.error_code is not None]
-    samples = _samples(result)
+    answered = _samples(result)
+    completed, samples = len(answered.e2e_s), steady(answered, concurrency)
     return LoadMetrics(
         load=Load(aggregated.scenario, aggregated.batch_size if batched else aggregated.num_concurrency),
         concurrency=concurrency,
-        completed=len(samples.e2e_s),
+        completed=completed,
         errors=len(failed),
         duration_s=aggregated.run_duration,
-        values=summarise(samples, concurrency, len(failed)),
+        values=summarise(samples, concurrency, error_ratio(len(failed), completed)),
         samples=samples,
         error_codes=dict(Counter(str(request.error_code) for request in failed)),
         reported=_reported(result),

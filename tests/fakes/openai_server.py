@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import signal
 import threading
 import time
@@ -205,6 +206,7 @@ def main() -> None:
         else:
             parser.add_argument(flag, type=type(field.default), default=field.default)
     options = vars(parser.parse_known_args()[0])
+    options["api_key"] = options["api_key"] or os.environ.get("FAKE_API_KEY", "")
     server = FakeServer(port=options.pop("port"), host=options.pop("host"), behaviour=Behaviour(**options))
     signal.signal(signal.SIGTERM, lambda *_: server.ended.set())
     with server.running():

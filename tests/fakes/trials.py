@@ -54,7 +54,7 @@ def sample_metrics(
         completed=requests,
         errors=0,
         duration_s=sum(e2e) / level,
-        values=summarise(samples, level, 0),
+        values=summarise(samples, level, 0.0),
         samples=samples,
     )
     return Metrics(rung, (load,), traffic_s=0.0, client_overhead_s=0.0)

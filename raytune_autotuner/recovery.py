@@ -1,0 +1,170 @@
+"""Finds and removes what experiments have left in the cluster.
+
+An object is an orphan when it carries this program's labels and its experiment has no anchor with a living
+heartbeat. Everything else is left alone: objects without our labels, and those of any experiment that is alive.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from raytune_autotuner.anchor import (
+    ANCHOR,
+    EXPERIMENT,
+    MANAGED,
+    Anchor,
+    holder_of,
+    is_alive,
+    labels,
+    parse_time,
+    server_time,
+    silence_s,
+)
+from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.errors import EnvironmentFault, TransientError
+from raytune_autotuner.kube import BENCHMARK_JOB, CONFIG_MAP, INFERENCE_SERVICE, POD, Cluster, Conflict, Kind
+
+SWEPT: tuple[Kind, ...] = (INFERENCE_SERVICE, BENCHMARK_JOB, POD)
+"""What is deleted, in this order. The rest (Deployments, Services, Jobs …) follows its owner."""
+LINGER_S = 60.0
+"""How much longer than its grace period a pod may take to end before its object is removed by force."""
+POLL_S = 0.5
+
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Orphan:
+    """An object of ours that nobody alive looks after."""
+
+    kind: str
+    name: str
+    namespace: str
+    experiment: str
+    """The value of its label, which is the experiment's name wherever that may stand in a label."""
+    reason: str
+    age_s: float
+    """Since the object was made."""
+
+
+def find_orphans(cluster: Cluster, namespace: str) -> list[Orphan]:
+    """What has no living owner in a namespace, anchors last."""
+    now = server_time(cluster, namespace)
+    # Objects before anchors: an experiment makes its anchor first, so none that begins meanwhile looks ownerless.
+    found = [(kind, each) for kind in SWEPT for each in cluster.list(kind, namespace, MANAGED)]
+    anchors = cluster.list(CONFIG_MAP, namespace, {**MANAGED, ANCHOR: "true"})
+    found += [(CONFIG_MAP, anchor) for anchor in anchors]
+    owners = {_experiment(anchor): anchor for anchor in anchors}
+    return [
+        Orphan(
+            kind=kind.kind,
+            name=each["metadata"]["name"],
+            namespace=namespace,
+            experiment=_experiment(each),
+            reason=reason,
+            age_s=_age_s(each, now),
+        )
+        for kind, each in found
+        if (reason := _ownerless(owners.get(_experiment(each)), now))
+    ]
+
+
+def remove(cluster: Cluster, orphans: Iterable[Orphan], deadline: Deadline) -> list[Orphan]:
+    """Remove the orphans' experiments from the cluster and wait until their pods are gone; those removed.
+
+    Takes each experiment's anchor first, so one that has come back to life meanwhile is left alone, and one that
+    wants to begin under the same name has to wait.
+
+    Raises:
+        TransientError: something is still there when the deadline is over; names it.
+    """
+    holder = f"gc-{uuid.uuid4().hex[:12]}"
+    listed = list(orphans)
+    removed: list[Orphan] = []
+    for namespace, experiment in dict.fromkeys((o.namespace, o.experiment) for o in listed):
+        try:
+            anchor = Anchor.create(cluster, namespace, experiment, holder)
+        except EnvironmentFault:  # it is alive again
+            continue
+        with anchor:
+            sweep(anchor, deadline)
+        anchor.delete()
+        removed += [o for o in listed if (o.namespace, o.experiment) == (namespace, experiment)]
+    return removed
+
+
+def sweep(anchor: Anchor, deadline: Deadline) -> int:
+    """Delete every object of the experiment whose anchor is held, and wait until none is left; how many there were.
+
+    The anchor stays. For the start of an experiment, which may be a resumed one, and for its end.
+
+    Raises:
+        TransientError: something is still there when the deadline is over; names it.
+    """
+    cluster, namespace = anchor.cluster, anchor.namespace
+    asked: set[str] = set()
+    while left := _objects(anchor):
+        anchor.check()
+        for kind, each in left:
+            if each["metadata"]["uid"] not in asked:
+                _delete(cluster, kind, each)
+                asked.add(each["metadata"]["uid"])
+        _force(cluster, [each for kind, each in left if kind is POD], namespace)
+        if deadline.expired:
+            names = ", ".join(f"{kind.kind} {each['metadata']['name']}" for kind, each in left)
+            raise TransientError(f"still in namespace {namespace} after {deadline.seconds:.0f} s: {names}")
+        time.sleep(min(POLL_S, deadline.remaining()))
+    return len(asked)
+
+
+def _objects(anchor: Anchor) -> list[tuple[Kind, Manifest]]:
+    selector = labels(anchor.experiment)
+    return [(kind, each) for kind in SWEPT for each in anchor.cluster.list(kind, anchor.namespace, selector)]
+
+
+def _delete(cluster: Cluster, kind: Kind, each: Manifest, grace_s: int | None = None) -> None:
+    """Delete this very object, not one of the same name that has come after it."""
+    meta = each["metadata"]
+    with suppress(Conflict):
+        cluster.delete(kind, meta["name"], meta["namespace"], grace_s=grace_s, uid=meta["uid"])
+
+
+def _force(cluster: Cluster, pods: Iterable[Manifest], namespace: str) -> None:
+    """Remove the objects of pods that should have ended long ago: their node no longer answers."""
+    for pod in _overdue(list(pods), cluster, namespace):
+        _delete(cluster, POD, pod, grace_s=0)
+
+
+def _overdue(pods: list[Manifest], cluster: Cluster, namespace: str) -> Iterator[Manifest]:
+    ending = [pod for pod in pods if "deletionTimestamp" in pod["metadata"]]
+    if not ending:
+        return
+    now = server_time(cluster, namespace)
+    for pod in ending:
+        # deletionTimestamp is when the grace period ends
+        late = now - parse_time(pod["metadata"]["deletionTimestamp"])
+        if late > timedelta(seconds=LINGER_S):
+            yield pod
+
+
+def _ownerless(anchor: Manifest | None, now: datetime) -> str:
+    """Why nobody looks after an experiment; empty when somebody does."""
+    if anchor is None:
+        return "its experiment has no anchor"
+    if is_alive(anchor, now):
+        return ""
+    return f"its experiment's heartbeat stopped {silence_s(anchor, now):.0f} s ago (holder {holder_of(anchor)})"
+
+
+def _experiment(each: Manifest) -> str:
+    return str((each["metadata"].get("labels") or {}).get(EXPERIMENT, ""))
+
+
+def _age_s(each: Manifest, now: datetime) -> float:
+    return max(0.0, (now - parse_time(each["metadata"].get("creationTimestamp", ""))) / timedelta(seconds=1))

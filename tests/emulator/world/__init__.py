@@ -1,0 +1,1 @@
+"""The world behind the emulated API: OME's controller, workload controllers, scheduler, kubelets, processes."""

@@ -1,0 +1,120 @@
+"""The commands, as a user types them, that start nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from raytune_autotuner.checks import load_checked
+from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, main
+
+ROOT = Path(__file__).parent.parent
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_validate_shows_how_much_of_the_grid_is_planned() -> None:
+    """Four of the sixteen points, two loads each, and what it may take."""
+    result = invoke("validate", str(ROOT / "configs" / "simple_task.json"))
+    assert result.exit_code == OK
+    assert "4 of 16 grid points" in result.output
+    assert "GPU-hours" in result.output
+
+
+@pytest.mark.parametrize("name", ["simple_task.json", "local-gemma.yaml"])
+def test_every_shipped_task_is_valid(name: str) -> None:
+    """What we ship works."""
+    assert invoke("validate", str(ROOT / "configs" / name)).exit_code == OK
+
+
+def test_validate_tells_every_error_with_its_place(tmp_path: Path) -> None:
+    """On stderr, with exit code 2, without a traceback."""
+    task = tmp_path / "task.yaml"
+    task.write_text("task_name: Bad Name\nmodel: {name: m}\noptimization: {stratgy: x}\n")
+    result = invoke("validate", str(task))
+    assert result.exit_code == BAD_INPUT
+    assert "task_name (line 1)" in result.stderr
+    assert "did you mean `strategy`" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_an_override_is_checked_like_the_file() -> None:
+    """A wrong value on the command line is as wrong as in the file."""
+    task = str(ROOT / "configs" / "local-gemma.yaml")
+    good = invoke("validate", task, "--set", "optimization.max_iterations=3")
+    assert good.exit_code == OK
+    assert "3 of" in good.output
+    bad = invoke("validate", task, "--set", "optimization.max_iterations=none")
+    assert bad.exit_code == BAD_INPUT
+    assert "max_iterations" in bad.stderr
+
+
+def test_a_missing_file_is_bad_input(tmp_path: Path) -> None:
+    """With its name."""
+    result = invoke("run", str(tmp_path / "none.yaml"))
+    assert result.exit_code == BAD_INPUT
+    assert "none.yaml" in result.stderr
+
+
+def test_schema_prints_the_json_schema() -> None:
+    """Of the task, with its fields described."""
+    schema = json.loads(invoke("schema").output)
+    assert {"task_name", "parameters", "optimization", "benchmark"} <= set(schema["properties"])
+
+
+def test_init_prints_a_valid_task(tmp_path: Path) -> None:
+    """With the limits that were asked for."""
+    flags = ("--model", "m", "--engine", "llamacpp", "--model-path", "m.gguf", "--goal", "ttft", "--ttft-p99", "1.5")
+    result = invoke("init", *flags)
+    assert result.exit_code == OK
+    (tmp_path / "task.yaml").write_text(result.output)
+    task, engine = load_checked(tmp_path / "task.yaml")
+    assert engine.name == "llamacpp"
+    assert task.optimization.objective == "minimize_ttft"
+    assert task.optimization.slo["ttft_p99_s"] == 1.5
+
+
+def test_init_names_the_flag_that_is_missing() -> None:
+    """Instead of writing half a task."""
+    result = invoke("init", "--model", "m", "--engine", "sglang", "--backend", "ome")
+    assert result.exit_code == BAD_INPUT
+    assert "--runtime" in result.stderr
+
+
+def test_the_parameters_of_a_single_trial_are_checked() -> None:
+    """Unknown names, wrong values and broken constraints, before anything starts."""
+    task = str(ROOT / "configs" / "local-gemma.yaml")
+    for params, word in (
+        ('{"thread": 2}', "thread"),
+        ('{"ubatch_size": 512, "batch_size": 256}', "ubatch_size <= batch_size"),
+        ("[1]", "mapping"),
+        ("{", "JSON"),
+    ):
+        result = invoke("trial", task, "--params", params)
+        assert result.exit_code == BAD_INPUT, params
+        assert word in result.stderr
+
+
+def test_a_key_variable_that_is_not_set_is_the_environments_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told before anything is created."""
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    task = str(ROOT / "configs" / "local-gemma.yaml")
+    storage = tmp_path / "results"
+    result = invoke("run", task, "--set", "benchmark.api_key_env=NO_SUCH_KEY", "--storage", str(storage))
+    assert result.exit_code == ENVIRONMENT
+    assert "NO_SUCH_KEY" in result.stderr
+    assert not storage.exists()
+
+
+def test_help_names_every_command() -> None:
+    """The way in."""
+    output = invoke("--help").output
+    for command in ("run", "trial", "validate", "schema", "init"):
+        assert command in output

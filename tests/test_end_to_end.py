@@ -1,0 +1,192 @@
+"""The installed command, the genuine genai-bench and a real Ray against an engine that is ready at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from tests.fakes import tiny_tokenizer
+from tests.waiting import until
+
+pytestmark = pytest.mark.xdist_group("ray")
+ROOT = Path(__file__).parent.parent
+COMMAND = str(Path(sys.executable).with_name("raytune-autotuner"))
+KEY, OTHER_SECRET = "sk-planted-4711-secret", "hf_planted_0815_token"
+
+
+def write_task(tmp_path: Path, *engine_flags: str, **changes: Any) -> Path:
+    """A task over the fake engine: three values of a flag that it ignores."""
+    task: dict[str, Any] = {
+        "task_name": "e2e",
+        "backend": "local",
+        "engine": "llamacpp",
+        "model": {"name": "fake"},
+        "runtime": {
+            "command": [sys.executable, "-m", "tests.fakes.openai_server"],
+            "args": list(engine_flags),
+            "env": {"PYTHONPATH": str(ROOT)},
+        },
+        "parameters": {"threads": {"type": "choice", "values": [1, 2, 3]}},
+        "optimization": {
+            "strategy": "random",
+            "max_iterations": 2,
+            "scheduler": {"type": "asha"},
+            "confirm": {"repeats": 1},
+        },
+        "benchmark": {
+            "model_tokenizer": str(tiny_tokenizer(tmp_path / "tokenizer")),
+            "traffic_scenarios": ["D(20,10)"],
+            "num_concurrency": [2],
+            "max_time_per_iteration": 1,
+            "warmup_requests": 1,
+            "rungs": [{"max_requests": 4}, {"max_requests": 8}],
+        },
+        "resources": {"cpus": 1},
+    }
+    for path, value in changes.items():
+        part, name = path.split("__")
+        task[part][name] = value
+    file = tmp_path / "task.yaml"
+    file.write_text(yaml.safe_dump(task))
+    return file
+
+
+@contextmanager
+def started(tmp_path: Path, *arguments: str, **env: str) -> Iterator[subprocess.Popen[str]]:
+    """The command in a folder of its own; always ended."""
+    process = subprocess.Popen(
+        [COMMAND, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
+        stdout=(tmp_path / "stdout.txt").open("w"),
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def output(tmp_path: Path) -> str:
+    return (tmp_path / "stdout.txt").read_text()
+
+
+def ours(experiment: str) -> list[psutil.Process]:
+    """Processes that carry the experiment's mark in their environment."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            owner = process.environ().get("RAYTUNE_AUTOTUNER_OWNER", "")
+        except psutil.Error:
+            continue
+        if owner.startswith(experiment):
+            found.append(process)
+    return found
+
+
+def test_a_run_from_the_task_file_to_the_answer(tmp_path: Path) -> None:
+    """Everything that is promised is written and printed, no secret is kept, nothing is left running."""
+    task = write_task(tmp_path, "--tpot-s", "0.005", benchmark__api_key_env="PLANTED_KEY")
+    flags = ("--storage", str(tmp_path / "store"), "--results", str(tmp_path / "r.json"), "--name", "e2e-secrets")
+    with started(
+        tmp_path, "run", str(task), *flags, PLANTED_KEY=KEY, FAKE_API_KEY=KEY, HF_TOKEN=OTHER_SECRET
+    ) as process:
+        code = process.wait(timeout=240)
+    text = output(tmp_path)
+    assert code == 0, text
+    assert "Best measured" in text
+    assert "confidence interval" in text
+    assert "machine-seconds" in text
+    assert "Traceback" not in text
+    doc = json.loads((tmp_path / "r.json").read_text())
+    purposes = [entry["purpose"] for entry in doc["all_results"]]
+    assert purposes[0] == "baseline"
+    assert purposes.count("search") == 2
+    load = doc["best_result"]["metrics"]["loads"][0]
+    assert load["output_tokens_per_s"] > 0
+    assert load["errors"] == 0
+    folder = tmp_path / "store" / "e2e-secrets"
+    assert list(folder.glob("trials/*/rung-1/*/*_time_*s.json"))
+    assert list(folder.glob("trials/*/engine.log"))
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            kept = path.read_bytes()
+            assert KEY.encode() not in kept, path
+            assert OTHER_SECRET.encode() not in kept, path
+    assert not ours("e2e-secrets")
+
+
+def in_a_rung(folder: ExperimentFolder) -> bool:
+    return any(s.phase == "benchmark" and s.outcome is None for s in folder.states())
+
+
+def test_killing_the_driver_ends_engine_and_client(tmp_path: Path) -> None:
+    """SIGKILL in the middle of a rung: within 10 seconds no process of ours is left."""
+    task = write_task(tmp_path, "--hang-after", "3")
+    folder = ExperimentFolder(Storage(str(tmp_path / "store")), "e2e-kill")
+    with started(tmp_path, "run", str(task), "--storage", str(tmp_path / "store"), "--name", "e2e-kill") as process:
+        until(lambda: in_a_rung(folder), seconds=120)
+        before = ours("e2e-kill")
+        ray_processes = psutil.Process(process.pid).children(recursive=True)
+        names = {" ".join(p.cmdline()) for p in before}
+        assert any("openai_server" in name for name in names), names
+        assert any("genai" in name for name in names), names
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        until(lambda: not ours("e2e-kill"), seconds=10)
+        until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in ray_processes), 10)
+
+
+def test_an_interrupt_writes_the_results(tmp_path: Path) -> None:
+    """Ctrl-C in the middle of a rung: exit code 130, results of what was measured, nothing left."""
+    task = write_task(tmp_path, "--hang-after", "8")
+    folder = ExperimentFolder(Storage(str(tmp_path / "store")), "e2e-int")
+    flags = ("--storage", str(tmp_path / "store"), "--results", str(tmp_path / "r.json"), "--name", "e2e-int")
+    with started(tmp_path, "run", str(task), *flags) as process:
+        until(lambda: any(s.phase == "benchmark" and s.rung == 1 for s in folder.states()), seconds=120)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130, output(tmp_path)
+    doc = json.loads((tmp_path / "r.json").read_text())
+    assert doc["interrupted"]
+    (baseline,) = doc["all_results"]
+    assert baseline["failure"]["kind"] == "interrupted"
+    assert len(baseline["rungs"]) == 1
+    assert not ours("e2e-int")
+
+
+def test_a_single_trial_reports_a_failing_engine(tmp_path: Path) -> None:
+    """Every request fails: infeasible, with the reason and exit code 1."""
+    task = write_task(tmp_path, "--error-share", "1.0")
+    flags = ("--storage", str(tmp_path / "store"), "--name", "e2e-trial")
+    with started(tmp_path, "trial", str(task), "--params", '{"threads": 2}', *flags) as process:
+        code = process.wait(timeout=120)
+    assert code == 1, output(tmp_path)
+    assert "request_errors" in output(tmp_path)
+    (record,) = ExperimentFolder(Storage(str(tmp_path / "store")), "e2e-trial").records()
+    assert record.parameters == {"threads": 2}
+    assert not ours("e2e-trial")
+
+
+def test_a_tokenizer_that_is_none_ends_before_any_engine_starts(tmp_path: Path) -> None:
+    """Exit code 3 and the reason; no trial was begun."""
+    (tmp_path / "empty").mkdir()
+    task = write_task(tmp_path, benchmark__model_tokenizer=str(tmp_path / "empty"))
+    with started(tmp_path, "run", str(task), "--storage", str(tmp_path / "store"), "--name", "e2e-tok") as process:
+        code = process.wait(timeout=120)
+    assert code == 3, output(tmp_path)
+    assert "tokenizer" in output(tmp_path)
+    assert ExperimentFolder(Storage(str(tmp_path / "store")), "e2e-tok").states() == []

@@ -105,6 +105,10 @@ def _annotation(anchor: Manifest, name: str) -> str:
     return str((anchor["metadata"].get("annotations") or {}).get(name, ""))
 
 
+class Taken(EnvironmentFault):
+    """The anchor is somebody else's, or nobody's any more."""
+
+
 class Anchor:
     """Holds an experiment's anchor; a context manager that keeps the heartbeat going.
 
@@ -132,14 +136,14 @@ class Anchor:
         ``holder`` names the experiment's folder rather than a process, so that it can be resumed at once.
 
         Raises:
-            EnvironmentFault: another holder is alive.
+            Taken: another holder is alive.
             TransientError: it is being deleted, or others changed it at every attempt.
         """
         for _ in range(ATTEMPTS):
             now = server_time(cluster, namespace)
             found = cluster.get(CONFIG_MAP, anchor_name(experiment), namespace)
             if found is not None and holder_of(found) != holder and is_alive(found, now):
-                raise EnvironmentFault(_taken(experiment, namespace, holder_of(found), silence_s(found, now)))
+                raise Taken(_taken(experiment, namespace, holder_of(found), silence_s(found, now)))
             if found is not None and "deletionTimestamp" in found["metadata"]:
                 raise TransientError(f"experiment {experiment} is just being removed from namespace {namespace}")
             manifest = _manifest(experiment, namespace, holder, now, found)
@@ -165,7 +169,7 @@ class Anchor:
         """Say that somebody is alive.
 
         Raises:
-            EnvironmentFault: the anchor has been deleted, or somebody else has it now; for good.
+            Taken: the anchor has been deleted, or somebody else has it now; for good.
             TransientError: it could not be written this time.
         """
         self.check()
@@ -180,9 +184,9 @@ class Anchor:
         self.check()
 
     def check(self) -> None:
-        """Raises EnvironmentFault once the anchor is known to be lost; costs nothing."""
+        """Raises Taken once the anchor is known to be lost; costs nothing."""
         if self._lost:
-            raise EnvironmentFault(f"the anchor {self.name} in namespace {self.namespace} is lost: {self._lost}")
+            raise Taken(f"the anchor {self.name} in namespace {self.namespace} is lost: {self._lost}")
 
     def delete(self) -> None:
         """Remove the anchor, and so everything that it owns; nothing when it is not ours any more. Idempotent."""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.backends.ome_runtime import parse_runtime
+from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.kube import (
     BASE_MODEL,
     BENCHMARK_JOB,
@@ -107,12 +108,7 @@ def _ome(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
         yield Finding("error", "OME", f"{OME_GROUP}/{OME_VERSION} is needed; it {served}", INSTALL_OME)
         return
     yield Finding("ok", "OME", f"{OME_GROUP} serves {', '.join(versions)}")
-    for kind in (
-        INFERENCE_SERVICE,
-        *((BENCHMARK_JOB,) if needs.benchmark_job else ()),
-        _model_kind(needs),
-        _runtime_kind(needs),
-    ):
+    for kind in (INFERENCE_SERVICE, BENCHMARK_JOB, _model_kind(needs), _runtime_kind(needs)):
         yield _crd(cluster, kind)
 
 
@@ -202,6 +198,11 @@ def _runtime(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
     edit = f"kubectl edit {kind.plural} {needs.runtime}{_in(kind, needs)}"
     if found["spec"].get("disabled"):
         yield Finding("error", subject, "is disabled", edit)
+        return
+    try:
+        parse_runtime(found, needs.runtime_kind)
+    except SpecError as error:
+        yield Finding("error", subject, error.problems[0].message, edit)
         return
     model = cluster.get(_model_kind(needs), needs.model, _model_namespace(needs))
     if model is not None and (reason := unsupported(found["spec"], model["spec"])):

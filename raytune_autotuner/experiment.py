@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import shutil
 import signal
 import tempfile
 import threading
@@ -24,7 +23,7 @@ from ray import tune
 from raytune_autotuner import __version__
 from raytune_autotuner.actor import actor_class, resources
 from raytune_autotuner.errors import EnvironmentFault
-from raytune_autotuner.processes import sweep
+from raytune_autotuner.processes import owning_descendants, sweep
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Failure, Parameters, TrialRecord, TrialState
 from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
@@ -75,8 +74,9 @@ def run(setup: Setup, options: Options) -> Results:
     try:
         with ExitStack() as stack:
             stack.enter_context(_orderly_stop(setup))
-            stack.enter_context(_ray(options))
-            setup = replace(setup, client_socket=stack.enter_context(setup.shared_client()))
+            folder = stack.enter_context(_scratch(setup.folder.name))
+            stack.enter_context(_ray(folder, options))
+            setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
             _check_resources(setup)
             _tune(setup)
     finally:
@@ -165,32 +165,34 @@ def _refusing(setup: Setup) -> Callable[[Proposal, str], None]:
 
 
 @contextmanager
-def _ray(options: Options) -> Iterator[None]:
+def _scratch(experiment: str) -> Iterator[Path]:
+    """A folder for what lives as long as the run; it and all that was started meanwhile go when this process does."""
+    folder = Path(tempfile.mkdtemp(prefix="rta-"))  # short: the paths of the sockets in it have a limit
+    with owning_descendants(f"{experiment}/run", folder):
+        yield folder
+
+
+@contextmanager
+def _ray(folder: Path, options: Options) -> Iterator[None]:
     """A Ray of our own that ends with us, or the cluster that we were submitted to."""
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    folder = tempfile.mkdtemp(prefix="rta-")  # short: Ray puts sockets below it, and their paths have a limit
     try:
-        ray.init(
-            address="local",
-            num_cpus=os.cpu_count(),
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=options.dashboard,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",  # works without any network
-            _temp_dir=folder,
-        )
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=os.cpu_count(),
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=options.dashboard,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",  # works without any network
+                _temp_dir=str(folder),
+            )
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import socket
 from collections.abc import Callable, Mapping
@@ -143,6 +144,12 @@ class Cluster:
     def close(self) -> None:
         """Let go of idle connections; the object can still be used."""
         self._connection.close()
+
+    def with_patience(self, seconds: float) -> Cluster:
+        """The same cluster for calls that are tried again for this long only."""
+        other = copy.copy(self)
+        other.patience_s = seconds
+        return other
 
     def server_version(self) -> str:
         return str(self._call(Request("GET", "/version"))["gitVersion"])

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import uuid
@@ -167,12 +168,41 @@ def _launch(order: Mapping[str, Any], log: Path, env: Mapping[str, str]) -> tupl
 
 
 def _marked(env: Mapping[str, str], owner: str, token: str) -> dict[str, str]:
+    return {**env, **_mark(owner), PROCESS_VARIABLE: token}
+
+
+def _mark(owner: str) -> dict[str, str]:
     return {
-        **env,
         OWNER_VARIABLE: f"{owner}:{os.getpid()}:{start_time(os.getpid())}",
-        PROCESS_VARIABLE: token,
-        "SPT_NOENV": "1",  # setproctitle, which vLLM and SGLang use, would overwrite what /proc shows of the mark
+        "SPT_NOENV": "1",  # setproctitle (Ray, vLLM, SGLang) would overwrite what /proc shows of the mark
     }
+
+
+@contextlib.contextmanager
+def owning_descendants(owner: str, scratch: Path) -> Iterator[None]:
+    """What a library starts meanwhile as daemons of its own (Ray does) ends with this process, whatever kills it.
+
+    Such processes get no guard each; they inherit the mark, and one watcher kills all that carry it when this
+    process is dead. The folder ``scratch`` is removed at the end, also then.
+    """
+    before = dict(os.environ)
+    os.environ.update(_mark(owner))
+    command = [sys.executable, "-m", __name__, owner]
+    watcher = OwnedProcess(command, log=scratch / "watcher.log", env=os.environ, owner=owner, scratch=scratch)
+    try:
+        yield
+    finally:
+        watcher.stop(0)
+        for name in _mark(owner):
+            os.environ.pop(name)
+            os.environ.update({name: before[name]} if name in before else {})
+
+
+def watch(owner: str) -> None:
+    """Wait for the guard's SIGTERM; then kill what the dead creator left."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.sigwait({signal.SIGTERM})
+    sweep(owner)
 
 
 def start_time(pid: int) -> str | None:
@@ -205,6 +235,8 @@ def _marked_with(variable: str, matches: Callable[[str], bool]) -> Iterator[psut
         with contextlib.suppress(psutil.Error, OSError):
             if process.uids().real != os.getuid() or _pid_namespace(str(process.pid)) != namespace:
                 continue
+            if process.pid in (os.getpid(), os.getppid()):  # the watcher and its guard are marked as well
+                continue
             if matches(process.environ().get(variable, "")):
                 yield process
 
@@ -224,3 +256,7 @@ def _kill(processes: Iterable[psutil.Process]) -> list[int]:
 
 def _alive(pids: Iterable[int]) -> list[int]:
     return [pid for pid in pids if start_time(pid) is not None]
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1])

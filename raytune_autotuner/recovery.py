@@ -7,7 +7,6 @@ heartbeat. Everything else is left alone: objects without our labels, and those 
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from raytune_autotuner.anchor import (
     EXPERIMENT,
     MANAGED,
     Anchor,
+    Taken,
     holder_of,
     is_alive,
     labels,
@@ -27,9 +27,10 @@ from raytune_autotuner.anchor import (
     silence_s,
 )
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.errors import EnvironmentFault, TransientError
+from raytune_autotuner.errors import TransientError
 from raytune_autotuner.kube import BENCHMARK_JOB, CONFIG_MAP, INFERENCE_SERVICE, POD, Cluster, Conflict, Kind
 
+HOLDER = "raytune-autotuner gc"
 SWEPT: tuple[Kind, ...] = (INFERENCE_SERVICE, BENCHMARK_JOB, POD)
 """What is deleted, in this order. The rest (Deployments, Services, Jobs …) follows its owner."""
 LINGER_S = 60.0
@@ -84,19 +85,15 @@ def remove(cluster: Cluster, orphans: Iterable[Orphan], deadline: Deadline) -> l
     Raises:
         TransientError: something is still there when the deadline is over; names it.
     """
-    holder = f"gc-{uuid.uuid4().hex[:12]}"
     listed = list(orphans)
-    removed: list[Orphan] = []
-    for namespace, experiment in dict.fromkeys((o.namespace, o.experiment) for o in listed):
-        try:
-            anchor = Anchor.create(cluster, namespace, experiment, holder)
-        except EnvironmentFault:  # it is alive again
-            continue
-        with anchor:
+    removed = set()
+    for namespace, experiment in dict.fromkeys((orphan.namespace, orphan.experiment) for orphan in listed):
+        # gone on, or just being removed by somebody else
+        with suppress(Taken), Anchor.create(cluster, namespace, experiment, HOLDER) as anchor:
             sweep(anchor, deadline)
-        anchor.delete()
-        removed += [o for o in listed if (o.namespace, o.experiment) == (namespace, experiment)]
-    return removed
+            anchor.delete()
+            removed.add((namespace, experiment))
+    return [orphan for orphan in listed if (orphan.namespace, orphan.experiment) in removed]
 
 
 def sweep(anchor: Anchor, deadline: Deadline) -> int:
@@ -110,15 +107,15 @@ def sweep(anchor: Anchor, deadline: Deadline) -> int:
     cluster, namespace = anchor.cluster, anchor.namespace
     asked: set[str] = set()
     while left := _objects(anchor):
+        if deadline.expired and asked:
+            names = ", ".join(f"{kind.kind} {each['metadata']['name']}" for kind, each in left)
+            raise TransientError(f"still in namespace {namespace} after {deadline.seconds:.0f} s: {names}")
         anchor.check()
         for kind, each in left:
             if each["metadata"]["uid"] not in asked:
                 _delete(cluster, kind, each)
                 asked.add(each["metadata"]["uid"])
         _force(cluster, [each for kind, each in left if kind is POD], namespace)
-        if deadline.expired:
-            names = ", ".join(f"{kind.kind} {each['metadata']['name']}" for kind, each in left)
-            raise TransientError(f"still in namespace {namespace} after {deadline.seconds:.0f} s: {names}")
         time.sleep(min(POLL_S, deadline.remaining()))
     return len(asked)
 
@@ -157,6 +154,8 @@ def _ownerless(anchor: Manifest | None, now: datetime) -> str:
     """Why nobody looks after an experiment; empty when somebody does."""
     if anchor is None:
         return "its experiment has no anchor"
+    if holder_of(anchor) == HOLDER:
+        return "its removal has begun"
     if is_alive(anchor, now):
         return ""
     return f"its experiment's heartbeat stopped {silence_s(anchor, now):.0f} s ago (holder {holder_of(anchor)})"

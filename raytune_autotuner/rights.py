@@ -15,7 +15,6 @@ from raytune_autotuner.kube import (
     DEPLOYMENT,
     EVENT,
     INFERENCE_SERVICE,
-    JOB,
     NAMESPACE,
     NODE,
     POD,
@@ -53,12 +52,11 @@ _TABLE: tuple[tuple[Kind, str, Scope, str], ...] = (
     (POD, "", "namespace", "create get list watch delete"),  # created: the reader of results
     (POD, "log", "namespace", "get"),
     (POD, "portforward", "namespace", "create get"),
-    (SERVICE, "", "namespace", "get list watch"),
+    (SERVICE, "", "namespace", "get"),
     (EVENT, "", "namespace", "list watch"),
     (PVC, "", "namespace", "get"),
-    (DEPLOYMENT, "", "namespace", "get list watch"),
-    (REPLICA_SET, "", "namespace", "get list watch"),
-    (JOB, "", "namespace", "get list watch"),
+    (DEPLOYMENT, "", "namespace", "list watch"),
+    (REPLICA_SET, "", "namespace", "list watch"),
     (CLUSTER_BASE_MODEL, "", "cluster", "get"),
     (CLUSTER_SERVING_RUNTIME, "", "cluster", "get"),
     (CRD, "", "cluster", "get"),
@@ -66,14 +64,16 @@ _TABLE: tuple[tuple[Kind, str, Scope, str], ...] = (
     (NODE, "", "cluster", "get list"),
     (POD, "", "cluster", "list"),  # to know the free GPUs
 )
-ONLY_BENCHMARK_JOB = (BENCHMARK_JOB, PVC, JOB)
 
 
 def rights(benchmark_job: bool = True, port_forward: bool = True) -> tuple[Right, ...]:
-    """Every verb that the program uses; by default all of them, as ``configs/kubernetes/rbac.yaml`` grants them."""
+    """Every verb that the program uses; by default all of them, as ``configs/kubernetes/rbac.yaml`` grants them.
+
+    BenchmarkJobs are looked for in either case: an earlier run may have left some.
+    """
     return tuple(
         Right(verb, kind, subresource, scope)
         for kind, subresource, scope, verbs in _TABLE
-        if (benchmark_job or kind not in ONLY_BENCHMARK_JOB) and (port_forward or subresource != "portforward")
+        if (benchmark_job or kind is not PVC) and (port_forward or subresource != "portforward")
         for verb in verbs.split()
     )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -68,14 +66,12 @@ class Setup:
         return Trial(job, BACKENDS[self.task.backend](), self._benchmark(), self.folder)
 
     @contextmanager
-    def shared_client(self) -> Iterator[Path | None]:
-        """The preloaded benchmark client that all trials on this machine use.
+    def shared_client(self, scratch: Path) -> Iterator[Path | None]:
+        """The preloaded benchmark client that all trials on this machine use, in a new folder of its own.
 
         Raises:
             EnvironmentFault: the tokenizer cannot be had, or genai-bench does not start.
         """
-        # short: the path of a socket has a limit
-        scratch = Path(tempfile.gettempdir()) / f"rta-client-{uuid.uuid4().hex[:8]}"
         server = GenaiServer.start(self.tokenizer, scratch, self.folder.name)
         try:
             server.wait_ready(Deadline.after(CLIENT_TIMEOUT_S))

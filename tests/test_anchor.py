@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -102,7 +100,7 @@ def test_a_living_anchor_is_not_given_away(cluster: FakeCluster) -> None:
     """Another experiment of the same name is refused, with who has it and what to do."""
     take(cluster)
     cluster.advance(STALE_S - 1)
-    with pytest.raises(EnvironmentFault, match="storage-a gave a sign of life 119 s ago.*--name"):
+    with pytest.raises(EnvironmentFault, match=r"storage-a gave a sign of life 119 s ago.*--name"):
         take(cluster, "storage-b")
 
 
@@ -192,9 +190,8 @@ def test_an_unreadable_heartbeat_is_a_stale_one(cluster: FakeCluster) -> None:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BEAT_S", 0.01)
-    yield
 
 
 @pytest.mark.usefixtures("quick")

@@ -170,7 +170,10 @@ def _waiting(pod: Manifest, container: Mapping[str, Any]) -> Iterator[Diagnosis]
 
 
 def _mounts(pod: Manifest, events: Iterable[Manifest]) -> Iterator[Diagnosis]:
-    name = pod["metadata"]["name"]
+    """Volumes that cannot be mounted; once a container runs, what was said before is over."""
+    name, status = pod["metadata"]["name"], pod.get("status") or {}
+    if any("waiting" not in (c.get("state") or {}) for c in status.get("containerStatuses") or ()):
+        return
     for event in _about(pod, events):
         reason, message = event.get("reason"), str(event.get("message"))
         if reason in ("FailedMount", "FailedAttachVolume") and (LASTING_MOUNT.search(message) or _lasting(event)):
@@ -179,11 +182,11 @@ def _mounts(pod: Manifest, events: Iterable[Manifest]) -> Iterator[Diagnosis]:
 
 def _refusals(view: View) -> Iterator[Diagnosis]:
     """The API server refuses the pods, which only their ReplicaSet is told."""
-    live = {thing["metadata"]["uid"] for thing in (*view.replica_sets, *view.deployments)}
-    for event in view.events:
-        about = event.get("involvedObject") or {}
-        if event.get("reason") == "FailedCreate" and about.get("uid") in live:
-            yield from _refusal(str(event.get("message")), _lasting(event))
+    for owner in view.replica_sets:
+        wanted, made = owner["spec"].get("replicas", 1), (owner.get("status") or {}).get("replicas", 0)
+        for event in _about(owner, view.events) if made < wanted else ():
+            if event.get("reason") == "FailedCreate":
+                yield from _refusal(str(event.get("message")), _lasting(event))
     for thing in (*view.replica_sets, *view.deployments):
         for condition in (thing.get("status") or {}).get("conditions") or ():
             if condition["type"] == "ReplicaFailure" and condition["status"] == "True":
@@ -243,23 +246,23 @@ STAGES: tuple[Stage, ...] = ("schedule", "pull", "load", "ready")
 
 
 @dataclass(frozen=True)
-class Progress:
+class Standing:
     """How far a service has come, by the pod that is least far."""
 
     stage: Stage
     detail: str = field(default="", compare=False)
 
 
-def progress(view: View, conditions: Iterable[str], pods: int) -> Progress:
+def progress_of(view: View, conditions: Iterable[str], pods: int) -> Standing:
     """How far it is; ready when these conditions of its status are true and so many pods are."""
     if len(view.live_pods) < pods:
-        return Progress("schedule", _first_words(view))
+        return Standing("schedule", _first_words(view))
     found = [_pod_progress(pod) for pod in view.live_pods]
-    least = min(found, key=lambda progress: STAGES.index(progress.stage))
+    least = min(found, key=lambda standing: STAGES.index(standing.stage))
     if least.stage != "ready":
         return least
     missing = [name for name in conditions if not _is_true(view.service, name)]
-    return Progress("load", f"waiting for {', '.join(missing)}") if missing else Progress("ready")
+    return Standing("load", f"waiting for {', '.join(missing)}") if missing else Standing("ready")
 
 
 def _first_words(view: View) -> str:
@@ -268,18 +271,18 @@ def _first_words(view: View) -> str:
     return "waiting for pods"
 
 
-def _pod_progress(pod: Manifest) -> Progress:
+def _pod_progress(pod: Manifest) -> Standing:
     name, status = pod["metadata"]["name"], pod.get("status") or {}
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled") or {}
     if scheduled.get("status") != "True" and not pod["spec"].get("nodeName"):
-        return Progress("schedule", f"pod {name}: {scheduled.get('message') or 'waiting for a node'}")
+        return Standing("schedule", f"pod {name}: {scheduled.get('message') or 'waiting for a node'}")
     containers = status.get("containerStatuses") or ()
     if not containers or any("running" not in (c.get("state") or {}) for c in containers):
-        return Progress("pull", f"pod {name} on {pod['spec'].get('nodeName')}")
+        return Standing("pull", f"pod {name} on {pod['spec'].get('nodeName')}")
     if (conditions.get("Ready") or {}).get("status") != "True":
-        return Progress("load", f"pod {name} on {pod['spec'].get('nodeName')}")
-    return Progress("ready")
+        return Standing("load", f"pod {name} on {pod['spec'].get('nodeName')}")
+    return Standing("ready")
 
 
 def _is_true(service: Manifest | None, name: str) -> bool:

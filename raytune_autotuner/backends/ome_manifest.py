@@ -64,6 +64,8 @@ class OmeSettings:
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     replicas: int = 1
+    gpus_per_replica: int | None = None
+    """Of the engine; default: all that the deployment says."""
     node: str | None = None
     """The host name of the node that the engine has to run on."""
     node_selector: Mapping[str, str] = field(default_factory=dict)
@@ -121,10 +123,13 @@ def full_argv(settings: OmeSettings, deployment: Deployment) -> tuple[str, ...]:
         TrialInfeasible: OME would not hand it on as it is.
     """
     facts = {"{host}": HOST, "{port}": str(settings.port), "{python}": PYTHON}
-    argv = tuple(facts.get(word, word) for word in deployment.argv)
-    if wrong := [word for word in argv if GO_TEMPLATE in word]:
-        raise TrialInfeasible("bad_flag", f"{wrong[0]!r}: OME takes {GO_TEMPLATE} for a template of its own")
-    return argv
+    return tuple(_said(facts.get(word, word)) for word in deployment.argv)
+
+
+def _said(word: str) -> str:
+    if GO_TEMPLATE in word:
+        raise TrialInfeasible("bad_flag", f"{word!r}: OME takes {GO_TEMPLATE} for a template of its own")
+    return word
 
 
 def manifest(settings: OmeSettings, deployment: Deployment) -> Manifest:
@@ -183,15 +188,14 @@ def variables(settings: OmeSettings, deployment: Deployment) -> dict[str, Any]:
 
 def _parts(settings: OmeSettings, deployment: Deployment) -> Iterator[dict[str, Any]]:
     env = [
-        *({"name": name, "value": value} for name, value in {**settings.env, **deployment.env}.items()),
+        *({"name": name, "value": _said(value)} for name, value in {**settings.env, **deployment.env}.items()),
         *(
             {"name": name, "valueFrom": {"secretKeyRef": {"name": of.secret, "key": of.key}}}
             for name, of in settings.secret_env.items()
         ),
     ]
-    engine = Section(
-        full_argv(settings, deployment), deployment.gpus, settings.replicas, settings.container, settings.probed
-    )
+    gpus = deployment.gpus if settings.gpus_per_replica is None else settings.gpus_per_replica
+    engine = Section(full_argv(settings, deployment), gpus, settings.replicas, settings.container, settings.probed)
     for name, section in {"engine": engine, **settings.sections}.items():
         router = name == "router"
         yield {

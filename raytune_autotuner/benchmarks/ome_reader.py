@@ -103,7 +103,7 @@ def files_in(log: str, marker: str) -> Iterator[tuple[str, bytes]]:
 
 
 def _until(lines: Iterator[str], end: str, name: str) -> str:
-    taken = []
+    taken: list[str] = []
     for line in lines:
         if line == end:
             return "".join(taken)

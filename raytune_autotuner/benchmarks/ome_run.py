@@ -75,11 +75,18 @@ class JobRun:
             while True:
                 event = changes.wait(checked)
                 if event is not None and (state := self._take_in(event)):
+                    self._find_pod()
                     return state
                 if checked.expired:
                     self.check()
                     checked = Deadline.after(CHECK_EVERY_S)
                 self._check_time()
+
+    def _find_pod(self) -> None:
+        """The job's watch may be ahead of the pods'."""
+        if self.pod is None:
+            pods = self._cluster.list(POD, self._place.namespace, pods_of(self._place.name))
+            self.pod = pods[-1] if pods else None
 
     def _is_it(self, thing: Mapping[str, Any]) -> bool:
         return bool(thing["metadata"]["name"] == self._place.name)

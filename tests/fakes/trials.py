@@ -138,7 +138,7 @@ class FakeSetup(Setup):
     baseline_speed: float = 2.0
 
     @contextmanager
-    def shared_client(self) -> Iterator[Path | None]:
+    def shared_client(self, scratch: Path) -> Iterator[Path | None]:
         yield None
 
     def trial(self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0) -> Trial:

@@ -16,7 +16,10 @@ from tests.emulator.api.kinds import Kind, Object
 from tests.emulator.api.schema import Schema
 
 QUANTITIES = {"limits", "requests", "capacity", "allocatable", "hard", "used", "overhead", "allocated_resources"}
-MODELS = {"Event": "CoreV1Event", "HorizontalPodAutoscaler": "V2HorizontalPodAutoscaler", "EndpointPort": "CoreV1EndpointPort"}
+MODELS = {
+    "Event": "CoreV1Event",
+    "HorizontalPodAutoscaler": "V2HorizontalPodAutoscaler",
+}
 UNCHECKED = {"CustomResourceDefinition"}
 """Recursive and huge; a fault in one shows when its resource is used."""
 SCALARS: dict[str, Schema] = {
@@ -29,7 +32,14 @@ SCALARS: dict[str, Schema] = {
     "object": {"x-kubernetes-preserve-unknown-fields": True},
 }
 ZEROS = {"string": "", "integer": 0, "number": 0, "boolean": False, "array": []}
-GO_TYPES = {"string": "string", "integer": "int", "number": "float64", "boolean": "bool", "array": "slice", "object": "map"}
+GO_TYPES = {
+    "string": "string",
+    "integer": "int",
+    "number": "float64",
+    "boolean": "bool",
+    "array": "slice",
+    "object": "map",
+}
 
 
 @functools.cache
@@ -78,8 +88,8 @@ def decode(value: Any, schema: Schema) -> Any:
         return [decode(part, schema.get("items") or {}) for part in value]
     if not isinstance(value, dict):
         return str(value) if schema.get("quantity") and not isinstance(value, bool) else value
-    properties = schema.get("properties") or {}
-    others = schema.get("additionalProperties") or {}
+    properties: dict[str, Schema] = schema.get("properties") or {}
+    others: Schema = schema.get("additionalProperties") or {}
     for key in [key for key, part in value.items() if part is None]:
         del value[key]
     for key, part in value.items():

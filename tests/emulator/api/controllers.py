@@ -12,7 +12,8 @@ from tests.emulator.api.errors import ApiError
 from tests.emulator.api.etcd import Change, Key, Record
 from tests.emulator.api.kinds import CRD, Object, from_crd
 from tests.emulator.api.objects import at, owner_uids, timestamp
-from tests.emulator.api.store import FOREGROUND, ORPHAN, Store
+from tests.emulator.api.rules import FOREGROUND, ORPHAN
+from tests.emulator.api.store import Store
 
 CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 
@@ -184,12 +185,15 @@ def established(crd: Object) -> Object:
     stored = [version["name"] for version in crd["spec"]["versions"] if version.get("storage")]
     names = {"singular": crd["spec"]["names"]["kind"].lower()} | crd["spec"]["names"]
     metadata = crd["metadata"] | {"finalizers": [CLEANUP]}
-    return crd | {"metadata": metadata, "status": {"conditions": conditions, "acceptedNames": names, "storedVersions": stored}}
+    status = {"conditions": conditions, "acceptedNames": names, "storedVersions": stored}
+    return crd | {"metadata": metadata, "status": status}
 
 
 def _concerns(key: Key, value: Object) -> bool:
     metadata = value["metadata"]
-    return key.resource in ("namespaces", CRD) or "deletionTimestamp" in metadata or bool(metadata.get("ownerReferences"))
+    if key.resource in ("namespaces", CRD):
+        return True
+    return "deletionTimestamp" in metadata or bool(metadata.get("ownerReferences"))
 
 
 def _is_foreground(value: Object) -> bool:

@@ -42,7 +42,7 @@ def _pod_spec(spec: Object) -> None:
 
 def _container(container: Object) -> None:
     image = container.get("image", "").rpartition("/")[2]
-    policy = "Always" if image.endswith(":latest") or ":" not in image and "@" not in image else "IfNotPresent"
+    policy = "Always" if image.endswith(":latest") or (":" not in image and "@" not in image) else "IfNotPresent"
     given = {"terminationMessagePath": "/dev/termination-log", "terminationMessagePolicy": "File"}
     _missing(container, given | {"imagePullPolicy": policy, "resources": {}})
     resources = container["resources"]
@@ -76,11 +76,10 @@ def _loopback_address() -> str:
 
 
 def _deployment(value: Object) -> None:
-    rolling = {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}}
     spec = value.setdefault("spec", {})
     spec.setdefault("strategy", {}).setdefault("type", "RollingUpdate")
     if spec["strategy"]["type"] == "RollingUpdate":
-        _missing(spec["strategy"].setdefault("rollingUpdate", {}), rolling["rollingUpdate"])  # type: ignore[arg-type]
+        _missing(spec["strategy"].setdefault("rollingUpdate", {}), {"maxSurge": "25%", "maxUnavailable": "25%"})
     _missing(spec, {"replicas": 1, "revisionHistoryLimit": 10, "progressDeadlineSeconds": 600})
     value.setdefault("status", {})
 
@@ -92,7 +91,8 @@ def _replicas(value: Object) -> None:
 
 def _job(value: Object) -> None:
     spec = value.setdefault("spec", {})
-    _missing(spec, {"completions": 1, "parallelism": 1, "backoffLimit": 6, "completionMode": "NonIndexed", "suspend": False})
+    _missing(spec, {"completions": 1, "parallelism": 1, "backoffLimit": 6})
+    _missing(spec, {"completionMode": "NonIndexed", "suspend": False})
     uid = value["metadata"].get("uid")
     if uid and not spec.get("manualSelector"):
         label = "batch.kubernetes.io/controller-uid"
@@ -105,7 +105,8 @@ def _job(value: Object) -> None:
 
 
 def _namespace(value: Object) -> None:
-    value.setdefault("spec", {}).setdefault("finalizers", ["kubernetes"])
+    if "deletionTimestamp" not in value["metadata"]:
+        value.setdefault("spec", {}).setdefault("finalizers", ["kubernetes"])
     value.setdefault("status", {}).setdefault("phase", "Active")
     labels = value["metadata"].setdefault("labels", {})
     labels["kubernetes.io/metadata.name"] = value["metadata"].get("name", "")
@@ -158,9 +159,12 @@ def faults(kind: Kind, value: Object) -> Iterator[FieldFault]:
         yield from _pod_faults(value.get("spec") or {}, "spec")
     elif kind.resource in WORKLOADS:
         yield from _workload_faults(kind, value.get("spec") or {})
-    elif kind.resource == "services" and at(value, "spec.type") != "ExternalName":
-        if not at(value, "spec.ports") and at(value, "spec.clusterIP") != "None":
-            yield required("spec.ports")
+    elif kind.resource == "services" and _needs_ports(value["spec"]):
+        yield required("spec.ports")
+
+
+def _needs_ports(spec: Object) -> bool:
+    return not spec.get("ports") and spec["type"] != "ExternalName" and spec.get("clusterIP") != "None"
 
 
 def _workload_faults(kind: Kind, spec: Object) -> Iterator[FieldFault]:

@@ -62,7 +62,8 @@ def describe(store: Store, request: Request) -> Response:
         case ["apis", group, version]:
             return reply(_resources(kinds, group, version))
         case ["openapi", "v3"]:
-            return reply({"paths": {path: {"serverRelativeURL": f"/openapi/v3/{path}?hash=0"} for path in _api_paths(kinds)}})
+            paths = {path: {"serverRelativeURL": f"/openapi/v3/{path}?hash=0"} for path in _api_paths(kinds)}
+            return reply({"paths": paths})
         case ["openapi", "v3", *rest] if "/".join(rest) in _api_paths(kinds):
             return reply(_openapi(kinds, rest))
     raise no_such_path()

@@ -65,10 +65,21 @@ def _core(plural: str, kind: str, **more: Any) -> Kind:
 
 
 def _apps(plural: str, kind: str, short: str) -> Kind:
-    immutable = ("spec.selector",)
     return Kind(
-        "apps", "v1", plural, kind, short=(short,), status=True, generation=True, subresources=("scale",), immutable=immutable
+        "apps",
+        "v1",
+        plural,
+        kind,
+        short=(short,),
+        status=True,
+        generation=True,
+        subresources=("scale",),
+        immutable=("spec.selector",),
     )
+
+
+def _wide(group: str, plural: str, kind: str, **more: Any) -> Kind:
+    return Kind(group, "v1", plural, kind, namespaced=False, **more)
 
 
 def _rbac(plural: str, kind: str, *, namespaced: bool) -> Kind:
@@ -102,9 +113,7 @@ BUILT_IN = (
         immutable=("spec.accessModes", "spec.storageClassName"),
         returns_deleted=True,
     ),
-    _core(
-        "persistentvolumes", "PersistentVolume", namespaced=False, short=("pv",), status=True, returns_deleted=True
-    ),
+    _core("persistentvolumes", "PersistentVolume", namespaced=False, short=("pv",), status=True, returns_deleted=True),
     _core("nodes", "Node", namespaced=False, short=("no",), status=True),
     _core("resourcequotas", "ResourceQuota", short=("quota",), status=True, returns_deleted=True),
     _core("limitranges", "LimitRange", short=("limits",)),
@@ -120,8 +129,10 @@ BUILT_IN = (
     Kind("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice"),
     Kind("networking.k8s.io", "v1", "ingresses", "Ingress", short=("ing",), status=True, generation=True),
     Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", short=("netpol",), generation=True),
-    Kind("storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False, short=("sc",), returns_deleted=True),
-    Kind("scheduling.k8s.io", "v1", "priorityclasses", "PriorityClass", namespaced=False, short=("pc",)),
+    Kind(
+        "storage.k8s.io", "v1", "storageclasses", "StorageClass", namespaced=False, short=("sc",), returns_deleted=True
+    ),
+    _wide("scheduling.k8s.io", "priorityclasses", "PriorityClass", short=("pc",)),
     _rbac("roles", "Role", namespaced=True),
     _rbac("rolebindings", "RoleBinding", namespaced=True),
     _rbac("clusterroles", "ClusterRole", namespaced=False),

@@ -42,7 +42,7 @@ def patched(kind: Kind, value: Object, patch: Any, type_: str) -> Object:
     if type_ == JSON:
         return _json_patched(value, patch)
     if type_ in (STRATEGIC, APPLY, MERGE) and not isinstance(patch, dict):
-        raise ApiError(400, "error decoding patch: json: cannot unmarshal into Go value of type map[string]interface {}")
+        raise ApiError(400, "error decoding patch: cannot unmarshal into Go value of type map[string]interface {}")
     if type_ == MERGE:
         return merged(value, patch)  # type: ignore[no-any-return]
     if type_ == APPLY or (type_ == STRATEGIC and not kind.custom):

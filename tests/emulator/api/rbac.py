@@ -117,7 +117,7 @@ class Authorizer:
         place = f"{binding['metadata']['name']}/{namespace}" if namespace else binding["metadata"]["name"]
         words = f'RBAC: allowed by {binding["kind"]} "{place}" of {reference["kind"]} "{reference["name"]}"'
         for rule in (role or {}).get("rules") or ():
-            yield rule, f"{words} to {subject['kind']} \"{_shown(subject, namespace)}\""
+            yield rule, f'{words} to {subject["kind"]} "{_shown(subject, namespace)}"'
 
 
 def _shown(subject: Object, namespace: str) -> str:
@@ -161,7 +161,8 @@ def refusal(user: User, attempt: Attempt) -> ApiError:
     if attempt.path:
         return ApiError(403, f'forbidden: User "{user.name}" cannot {attempt.verb} path "{attempt.path}"')
     place = f'in the namespace "{attempt.namespace}"' if attempt.namespace else "at the cluster scope"
-    why = f'User "{user.name}" cannot {attempt.verb} resource "{attempt.full_resource}" in API group "{attempt.group}" {place}'
+    what = f'resource "{attempt.full_resource}" in API group "{attempt.group}"'
+    why = f'User "{user.name}" cannot {attempt.verb} {what} {place}'
     resource = f"{attempt.resource}.{attempt.group}" if attempt.group else attempt.resource
     return forbidden(resource, attempt.name, why)
 
@@ -182,11 +183,12 @@ REVIEWS = {
 SELF = {"apiGroups": ["authentication.k8s.io"], "resources": ["selfsubjectreviews"], "verbs": ["create"]}
 EVERYTHING = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}
 PUBLIC = ("/healthz", "/livez", "/readyz", "/version", "/version/")
+DISCOVERY = ("/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*")
 BOOTSTRAP = (
     (_cluster_role("cluster-admin", EVERYTHING, {"verbs": ["*"], "nonResourceURLs": ["*"]}), (MASTERS,)),
     (_cluster_role("system:basic-user", REVIEWS, SELF), ("system:authenticated",)),
     (
-        _cluster_role("system:discovery", _paths("/api", "/api/*", "/apis", "/apis/*", "/openapi", "/openapi/*", *PUBLIC)),
+        _cluster_role("system:discovery", _paths(*DISCOVERY, *PUBLIC)),
         ("system:authenticated",),
     ),
     (_cluster_role("system:public-info-viewer", _paths(*PUBLIC)), ("system:authenticated", "system:unauthenticated")),

@@ -96,7 +96,8 @@ def _meaning(method: str, path: str, query: Mapping[str, str]) -> tuple[str, Att
         if len(rest) > 2 and rest[2] not in ("status", "finalize"):
             rest = rest[2:]
     resource, name, subresource = [*rest, "", ""][:3]
-    return version, Attempt(_verb(verb, name, query), group, resource, subresource, namespace, name or _selected(query, verb))
+    verb = _verb(verb, name, query)
+    return version, Attempt(verb, group, resource, subresource, namespace, name or _selected(query, verb))
 
 
 def _verb(verb: str, name: str, query: Mapping[str, str]) -> str:

@@ -21,7 +21,8 @@ def answer(authorizer: Authorizer, user: User, resource: str, body: Asked) -> Ob
             return _review("SelfSubjectRulesReview", spec, _rules(authorizer, user, spec.get("namespace", "")))
         case "selfsubjectreviews.authentication.k8s.io":
             status = {"userInfo": {"username": user.name, "groups": list(user.groups)}}
-            return {"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1", "metadata": {}, "status": status}
+            head = {"kind": "SelfSubjectReview", "apiVersion": "authentication.k8s.io/v1", "metadata": {}}
+            return head | {"status": status}
     return None
 
 

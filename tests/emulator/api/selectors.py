@@ -15,6 +15,7 @@ COMPARISON = re.compile(r"^(?P<key>[^\s!=(),]+)\s*(?P<sign>==|=|!=)\s*(?P<value>
 PRESENCE = re.compile(r"^(?P<not>!?)\s*(?P<key>[^\s!=(),]+)$")
 OUTSIDE_PARENTHESES = re.compile(r",(?![^()]*\))")
 
+INVOLVED = ("kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath")
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "pods": (
         "spec.nodeName",
@@ -27,7 +28,7 @@ FIELDS: Mapping[str, tuple[str, ...]] = {
         "status.nominatedNodeName",
     ),
     "events": (
-        *(f"involvedObject.{part}" for part in ("kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath")),
+        *(f"involvedObject.{part}" for part in INVOLVED),
         "reason",
         "reportingComponent",
         "source",

@@ -14,52 +14,24 @@ refused is an ``ApiError`` with the code and words of the real server.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from tests.emulator.api import decode, defaults, errors, selectors
+from tests.emulator.api import decode, defaults, errors, rules, selectors
+from tests.emulator.api.admission import Admission, Deletion, Hook
 from tests.emulator.api.builtin import fill_status
 from tests.emulator.api.errors import ApiError, FieldFault
 from tests.emulator.api.etcd import Change, Etcd, Key, Record
 from tests.emulator.api.kinds import BUILT_IN, CRD, Kind, Object, from_crd
-from tests.emulator.api.objects import at, copied, random_suffix, timestamp
+from tests.emulator.api.objects import copied, random_suffix
 from tests.emulator.api.patch import MERGE, patched
 from tests.emulator.api.selectors import Condition
 from tests.emulator.api.watch import Watch
 
+Records = list[Record]
+Objects = list[Object]
+Warnings = list[str]
 ATTEMPTS = 100
 """Of a patch against a moving object, before the conflict is told."""
-FOREGROUND, ORPHAN = "foregroundDeletion", "orphan"
-
-
-@dataclass
-class Admission:
-    """What an admission hook sees; a mutating one changes ``object`` in place."""
-
-    kind: Kind
-    operation: str
-    """CREATE, UPDATE or DELETE."""
-    object: Object
-    old: Object | None
-    subresource: str = ""
-    dry_run: bool = False
-
-
-Hook = Callable[[Admission], None]
-
-
-@dataclass(frozen=True)
-class Deletion:
-    """The options of a DELETE."""
-
-    grace_s: int | None = None
-    propagation: str | None = None
-    """Background, Foreground or Orphan; None: the default of the kind."""
-    uid: str | None = None
-    version: str | None = None
-    dry_run: bool = False
 
 
 class Store:
@@ -95,7 +67,7 @@ class Store:
             return
         if change.type == "DELETED":
             self._kinds.pop(change.record.key.name, None)
-        elif _established(change.record.value):
+        elif rules.established(change.record.value):
             self._kinds[change.record.key.name] = from_crd(change.record.value)
 
     # Reading
@@ -115,13 +87,13 @@ class Store:
             raise errors.not_found(resource, name)
         return record
 
-    def list(self, resource: str, namespace: str | None = None, labels: str = "", fields: str = "") -> list[Object]:
+    def list(self, resource: str, namespace: str | None = None, labels: str = "", fields: str = "") -> Objects:
         """The objects that match, in all namespaces when none is given."""
         return [copied(record.value) for record in self.records(resource, namespace, labels, fields)[0]]
 
     def records(
         self, resource: str, namespace: str | None = None, labels: str = "", fields: str = ""
-    ) -> tuple[list[Record], int]:
+    ) -> tuple[Records, int]:
         """The records that match, and the version of the list."""
         selected = self.condition(resource, labels, fields)
         records, version = self.etcd.scan(resource, namespace)
@@ -174,14 +146,14 @@ class Store:
         version: str | None = None,
         dry_run: bool = False,
         validation: str = "Ignore",
-    ) -> tuple[Object, list[str]]:
+    ) -> tuple[Object, Warnings]:
         """As ``create``, with the warnings."""
         kind = self.kind(resource)
         new, warnings = decode.decode(kind, version or kind.version, value, validation)
         key = self._new_key(kind, new, namespace)
         if new["metadata"].pop("resourceVersion", ""):
             raise ApiError(500, "resourceVersion should not be set on objects to be created", "")
-        _begin(kind, new)
+        rules.begin(kind, new)
         if not kind.custom:
             defaults.apply(kind, new)
         self._admit(Admission(kind, "CREATE", new, None, dry_run=dry_run))
@@ -213,9 +185,9 @@ class Store:
             message = "the namespace of the provided object does not match the namespace sent on the request"
             raise ApiError(400, message)
         if not given:
-            raise ApiError(400, f'the request to {kind.resource} names no namespace')
+            raise ApiError(400, f"the request to {kind.resource} names no namespace")
         metadata["namespace"] = given
-        return given  # type: ignore[no-any-return]
+        return given
 
     def _check_namespace(self, kind: Kind, key: Key) -> None:
         if not kind.namespaced:
@@ -231,7 +203,13 @@ class Store:
             raise refusal
 
     def update(
-        self, resource: str, value: Object, *, dry_run: bool = False, validation: str = "Ignore", version: str | None = None
+        self,
+        resource: str,
+        value: Object,
+        *,
+        dry_run: bool = False,
+        validation: str = "Ignore",
+        version: str | None = None,
     ) -> Object:
         """Replace all but the status, if its ``resourceVersion`` is still the current one.
 
@@ -253,13 +231,14 @@ class Store:
         dry_run: bool = False,
         validation: str = "Ignore",
         version: str | None = None,
-    ) -> tuple[Object, list[str]]:
+    ) -> tuple[Object, Warnings]:
         """As ``update`` (or of a subresource), with the warnings."""
         kind = self.kind(resource)
         metadata = value.get("metadata") or {}
         record = self.record(resource, metadata.get("name", ""), metadata.get("namespace"))
         if kind.custom and not metadata.get("resourceVersion"):
-            fault = FieldFault("metadata.resourceVersion", "FieldValueInvalid", "Invalid value: 0: must be specified for an update")
+            detail = "Invalid value: 0: must be specified for an update"
+            fault = FieldFault("metadata.resourceVersion", "FieldValueInvalid", detail)
             raise errors.invalid(kind.kind, kind.group, record.key.name, [fault])
         new, warnings = decode.decode(kind, version or kind.version, value, validation)
         self._same(kind, record, new["metadata"])
@@ -287,7 +266,8 @@ class Store:
         validation: str = "Ignore",
     ) -> Object:
         """Change an object by a patch, against whatever its state is by then; raises as ``update``."""
-        return self.patched(resource, name, patch, namespace, type_, subresource, dry_run=dry_run, validation=validation)[0]
+        options: Any = {"dry_run": dry_run, "validation": validation}
+        return self.patched(resource, name, patch, namespace, type_, subresource, **options)[0]
 
     def patched(
         self,
@@ -301,7 +281,7 @@ class Store:
         dry_run: bool = False,
         validation: str = "Ignore",
         version: str | None = None,
-    ) -> tuple[Object, list[str]]:
+    ) -> tuple[Object, Warnings]:
         """As ``patch``, with the warnings."""
         kind = self.kind(resource)
         for left in range(ATTEMPTS, 0, -1):
@@ -321,21 +301,20 @@ class Store:
         """Write the next state of an object, by the rules of what each request may change."""
         old = record.value
         if new["metadata"].get("name") != record.key.name:
-            message = f"the name of the object ({new['metadata'].get('name')}) does not match the name on the URL ({record.key.name})"
-            raise ApiError(400, message)
-        new = _status_of(kind, old, new) if subresource == "status" else _all_but_status(kind, old, new)
-        _keep_metadata(old, new)
+            raise ApiError(400, "the name of the object does not match the name on the URL")
+        new = rules.status_of(kind, old, new) if subresource == "status" else rules.all_but_status(kind, old, new)
+        rules.keep_metadata(old, new)
         if not kind.custom:
             defaults.apply(kind, new)
             fill_status(kind, new)
         self._admit(Admission(kind, "UPDATE", new, copied(old), subresource, dry_run))
         self._check(kind, new, old)
-        if kind.generation and _spec(kind, new) != _spec(kind, old):
+        if kind.generation and rules.spec(kind, new) != rules.spec(kind, old):
             new["metadata"]["generation"] = old["metadata"].get("generation", 0) + 1
         new["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"]
         if dry_run or new == old:
             return copied(new)  # type: ignore[no-any-return]
-        if "deletionTimestamp" in old["metadata"] and not _held(kind, new):
+        if "deletionTimestamp" in old["metadata"] and not rules.held(kind, new):
             return copied(self.etcd.remove(record.key, new, record.version).value)  # type: ignore[no-any-return]
         return copied(self.etcd.write(record.key, new, record.version).value)  # type: ignore[no-any-return]
 
@@ -352,7 +331,7 @@ class Store:
         if not kind.custom:
             found += defaults.faults(kind, new)
         if old is not None:
-            found += _change_faults(kind, old, new)
+            found += rules.change_faults(kind, old, new)
         if found:
             raise errors.invalid(kind.kind, kind.group, new["metadata"].get("name", ""), found)
 
@@ -400,12 +379,12 @@ class Store:
 
     def _delete(self, kind: Kind, record: Record, options: Deletion) -> tuple[Object, bool]:
         new = copied(record.value)
-        _add_propagation(kind, new, options.propagation)
-        grace_s = _grace_s(kind, new, options.grace_s)
+        rules.add_propagation(kind, new, options.propagation)
+        grace_s = rules.grace_s(kind, new, options.grace_s)
         metadata = new["metadata"]
-        gone = not _held(kind, new) and grace_s == 0
+        gone = not rules.held(kind, new) and grace_s == 0
         if not gone:
-            _mark_deleted(kind, metadata, grace_s)
+            rules.mark_deleted(kind, metadata, grace_s)
             if kind.resource == "namespaces":
                 new["status"]["phase"] = "Terminating"
         if options.dry_run or (not gone and new == record.value):
@@ -416,7 +395,7 @@ class Store:
 
     def delete_all(
         self, resource: str, namespace: str | None, labels: str = "", fields: str = "", options: Deletion | None = None
-    ) -> list[Object]:
+    ) -> Objects:
         """Delete what matches; returns what it was."""
         found = []
         for record in self.records(resource, namespace, labels, fields)[0]:
@@ -434,135 +413,3 @@ class Store:
     def close(self) -> None:
         """End all watches."""
         self.etcd.close()
-
-
-def _established(crd: Object) -> bool:
-    conditions: Iterable[Object] = at(crd, "status.conditions") or ()
-    return any(part["type"] == "Established" and part["status"] == "True" for part in conditions)
-
-
-def _begin(kind: Kind, value: Object) -> None:
-    """The metadata of a new object; a status that a client sends along is dropped where it has a door of its own."""
-    metadata = value["metadata"]
-    for key in ("deletionTimestamp", "deletionGracePeriodSeconds", "generation", "selfLink", "managedFields"):
-        metadata.pop(key, None)
-    metadata |= {"uid": str(uuid.uuid4()), "creationTimestamp": timestamp()}
-    if kind.generation:
-        metadata["generation"] = 1
-    if kind.status and kind.resource != "nodes":  # a kubelet registers its node with what it has
-        value.pop("status", None)
-
-
-def _status_of(kind: Kind, old: Object, new: Object) -> Object:
-    """What an update of the status may change: the status, and of built-in kinds labels and annotations too."""
-    if not kind.status:
-        raise errors.no_such_path()
-    result: Object = copied(old)
-    if "status" in new:
-        result["status"] = new["status"]
-    else:
-        result.pop("status", None)
-    if not kind.custom:
-        result["metadata"] = new["metadata"]
-    return result
-
-
-def _all_but_status(kind: Kind, old: Object, new: Object) -> Object:
-    if kind.status:
-        new.pop("status", None)
-        if "status" in old:
-            new["status"] = copied(old["status"])
-    return new
-
-
-def _keep_metadata(old: Object, new: Object) -> None:
-    """What no client can change."""
-    for key in ("uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation", "namespace"):
-        new["metadata"].pop(key, None)
-        if key in old["metadata"]:
-            new["metadata"][key] = old["metadata"][key]
-    new["metadata"].pop("managedFields", None)
-
-
-def _spec(kind: Kind, value: Object) -> Object:
-    """What ``generation`` counts the changes of."""
-    beside = ("metadata", "status") if kind.status or not kind.custom else ("metadata",)
-    return {key: part for key, part in value.items() if key not in beside}
-
-
-POD_MUTABLE = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds", "schedulingGates", "nodeName")
-
-
-def _change_faults(kind: Kind, old: Object, new: Object) -> list[FieldFault]:
-    found = []
-    before, after = (set(value["metadata"].get("finalizers") or ()) for value in (old, new))
-    if "deletionTimestamp" in old["metadata"] and after - before:
-        added = ", ".join(f'"{name}"' for name in sorted(after - before))
-        why = "no new finalizers can be added if the object is being deleted, found new finalizers"
-        found.append(FieldFault("metadata.finalizers", "FieldValueForbidden", f"Forbidden: {why} []string{{{added}}}"))
-    for path in kind.immutable:
-        if at(old, path) is not None and at(old, path) != at(new, path):
-            found.append(FieldFault(path, "FieldValueInvalid", f"Invalid value: {at(new, path)}: field is immutable"))
-    if kind.resource == "pods" and _frozen_pod(old) != _frozen_pod(new):
-        why = "pod updates may not change fields other than `spec.containers[*].image`,`spec.initContainers[*].image`,"
-        why += "`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),"
-        why += "`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)"
-        found.append(FieldFault("spec", "FieldValueForbidden", f"Forbidden: {why}"))
-    return found
-
-
-def _frozen_pod(pod: Object) -> Object:
-    """What of a pod's spec never changes; its node is given once, by the scheduler."""
-    spec = {key: part for key, part in pod.get("spec", {}).items() if key not in POD_MUTABLE}
-    for name in ("containers", "initContainers"):
-        spec[name] = [{**container, "image": ""} for container in spec.get(name) or ()]
-    return spec
-
-
-def _held(kind: Kind, value: Object) -> bool:
-    """Whether something still holds an object that is to be deleted."""
-    held = bool(value["metadata"].get("finalizers"))
-    if kind.resource == "namespaces":
-        return held or bool(at(value, "spec.finalizers"))
-    if kind.resource == "pods":
-        return held or value["metadata"].get("deletionGracePeriodSeconds", 0) > 0
-    return held
-
-
-def _add_propagation(kind: Kind, value: Object, propagation: str | None) -> None:
-    finalizers = [name for name in value["metadata"].get("finalizers") or () if name not in (FOREGROUND, ORPHAN)]
-    if propagation is None and kind.resource == "jobs.batch":
-        propagation = "Orphan"
-    if propagation is None:
-        return
-    if propagation not in ("Background", "Foreground", "Orphan"):
-        supported = '"Background", "Foreground", "Orphan"'
-        detail = f'Unsupported value: "{propagation}": supported values: {supported}'
-        raise errors.invalid("DeleteOptions", "meta.k8s.io", "", [FieldFault("propagationPolicy", "FieldValueNotSupported", detail)])
-    if propagation != "Background":
-        finalizers.append(FOREGROUND if propagation == "Foreground" else ORPHAN)
-    if finalizers:
-        value["metadata"]["finalizers"] = finalizers
-    else:
-        value["metadata"].pop("finalizers", None)
-
-
-def _grace_s(kind: Kind, value: Object, asked_s: int | None) -> int:
-    """How long a pod may take to end: nothing when it never ran or is over."""
-    if kind.resource != "pods" or not at(value, "spec.nodeName") or at(value, "status.phase") in ("Succeeded", "Failed"):
-        value["metadata"].pop("deletionGracePeriodSeconds", None)
-        return 0
-    grace_s = at(value, "spec.terminationGracePeriodSeconds") if asked_s is None else asked_s
-    current_s = value["metadata"].get("deletionGracePeriodSeconds")
-    grace_s = max(grace_s or 0, 0) if current_s is None else min(max(grace_s or 0, 0), current_s)
-    if grace_s == 0:
-        value["metadata"].pop("deletionGracePeriodSeconds", None)
-    return grace_s  # type: ignore[no-any-return]
-
-
-def _mark_deleted(kind: Kind, metadata: Object, grace_s: int) -> None:
-    if "deletionTimestamp" not in metadata or metadata.get("deletionGracePeriodSeconds", 0) > grace_s:
-        metadata["deletionTimestamp"] = timestamp(grace_s)
-        if kind.generation:
-            metadata["generation"] = metadata.get("generation", 0) + 1
-    metadata["deletionGracePeriodSeconds"] = grace_s

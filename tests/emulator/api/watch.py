@@ -23,7 +23,7 @@ class Event:
     @property
     def object(self) -> Object:
         """A copy of the object, free to be changed."""
-        return copied(self.record.value)
+        return copied(self.record.value)  # type: ignore[no-any-return]
 
 
 class Watch:
@@ -32,7 +32,9 @@ class Watch:
     ``after`` None: starts with an ADDED event for each object that is there.
     """
 
-    def __init__(self, etcd: Etcd, resource: str, namespace: str | None, selected: Condition, after: int | None) -> None:
+    def __init__(
+        self, etcd: Etcd, resource: str, namespace: str | None, selected: Condition, after: int | None
+    ) -> None:
         self._etcd = etcd
         self._resource = resource
         self._namespace = namespace

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from aiohttp import web
 
@@ -44,7 +45,7 @@ def _start(command: CommandLine, switches: Switches) -> Engine:
     _pass(profile.start.init_s, switches)
     if switches.crash_at_start:
         raise EngineFailure(switches.crash_at_start)
-    messages.log("Load weight begin. avail mem=" f"{profile.gpu.memory_gib - profile.gpu.other_gib:.2f} GB")
+    messages.log(f"Load weight begin. avail mem={profile.gpu.memory_gib - profile.gpu.other_gib:.2f} GB")
     engine = model.start(
         profile,
         command.engine.name,
@@ -90,7 +91,8 @@ async def _until_the_end(command: CommandLine, server: Server, ignore: bool) -> 
             asyncio.get_running_loop().add_signal_handler(number, ended.set)
     work = asyncio.create_task(server.serving.run())
     end = asyncio.create_task(ended.wait())
-    await asyncio.wait({work, end, server.failed}, return_when=asyncio.FIRST_COMPLETED)
+    waited: set[asyncio.Future[Any]] = {work, end, server.failed}
+    await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
     if server.failed.done():
         messages.fail(command.engine.name, server.failed.result(), running=True)
     if work.done() and isinstance(failure := work.exception(), EngineFailure):

@@ -12,18 +12,49 @@ from tests.emulator.engine.settings import Values
 
 PROGRAMS = {"sglang": "launch_server.py", "vllm": "api_server.py"}
 WORDS = {
-    "sglang": (
-        "--tokenizer-path --tokenizer-mode --load-format --device --log-level --revision --api-key --random-seed"
-        " --watchdog-timeout --dist-init-addr --nnodes --node-rank --tool-call-parser --reasoning-parser"
-        " --disaggregation-mode --disaggregation-ib-device --disaggregation-bootstrap-port"
-        " --disaggregation-transfer-backend --json-model-override-args --chat-template"
-    ).split(),
-    "vllm": "--tokenizer --load-format --revision --api-key --seed --chat-template --hf-overrides --root-path".split(),
+    "sglang": [
+        "--tokenizer-path",
+        "--tokenizer-mode",
+        "--load-format",
+        "--device",
+        "--log-level",
+        "--revision",
+        "--api-key",
+        "--random-seed",
+        "--watchdog-timeout",
+        "--dist-init-addr",
+        "--nnodes",
+        "--node-rank",
+        "--tool-call-parser",
+        "--reasoning-parser",
+        "--disaggregation-mode",
+        "--disaggregation-ib-device",
+        "--disaggregation-bootstrap-port",
+        "--disaggregation-transfer-backend",
+        "--json-model-override-args",
+        "--chat-template",
+    ],
+    "vllm": [
+        "--tokenizer",
+        "--load-format",
+        "--revision",
+        "--api-key",
+        "--seed",
+        "--chat-template",
+        "--hf-overrides",
+        "--root-path",
+    ],
 }
 """Further options with a value that change nothing here."""
 SWITCHES = {
-    "sglang": "--trust-remote-code --log-requests --enable-metrics --skip-server-warmup --enable-cache-report".split(),
-    "vllm": "--trust-remote-code --disable-log-stats --enable-log-requests --disable-log-requests".split(),
+    "sglang": [
+        "--trust-remote-code",
+        "--log-requests",
+        "--enable-metrics",
+        "--skip-server-warmup",
+        "--enable-cache-report",
+    ],
+    "vllm": ["--trust-remote-code", "--disable-log-stats", "--enable-log-requests", "--disable-log-requests"],
 }
 
 

@@ -8,7 +8,8 @@ import sys
 import time
 from typing import NoReturn
 
-from tests.emulator.engine.memory import GIB, EngineFailure, Plan
+from tests.emulator.engine.memory import EngineFailure, Plan
+from tests.emulator.engine.profile import GIB
 
 
 def log(text: str) -> None:

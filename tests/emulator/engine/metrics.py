@@ -19,7 +19,7 @@ def page(command: CommandLine, engine: Engine, counts: Mapping[str, float]) -> s
     usage = sum(rank.usage for rank in ranks) / len(ranks)
     retracted = sum(rank.retracted for rank in ranks)
     count: Counter[str] = Counter()
-    count.update(counts)  # type: ignore[arg-type]
+    count.update(counts)
     build = _sglang if command.engine.name == "sglang" else _vllm
     gauges, counters, histograms = build(running, queued, usage, retracted, count)
     label = f'{{model_name="{command.served_name}"}}'
@@ -48,7 +48,7 @@ def _sglang(
         "sglang:token_usage": round(usage, 4),
         "sglang:cache_hit_rate": round(hits, 4),
     }
-    counters = {
+    counters: Numbers = {
         "sglang:prompt_tokens": count["prompt"],
         "sglang:generation_tokens": count["generated"],
         "sglang:cached_tokens": count["cached"],
@@ -66,7 +66,7 @@ def _vllm(
         "vllm:num_requests_waiting": queued,
         "vllm:kv_cache_usage_perc": round(usage, 4),
     }
-    counters = {
+    counters: Numbers = {
         "vllm:prompt_tokens": count["prompt"],
         "vllm:generation_tokens": count["generated"],
         "vllm:prefix_cache_queries": count["prompt"],

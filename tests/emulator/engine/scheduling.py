@@ -220,7 +220,9 @@ class Scheduler:
         steps = max(1, min(until_end, until_full, int(limit_s / one)))
         rounds = self.plan.settings.steps_per_round
         if rounds > 1:  # a round is not interrupted
-            steps = min(until_end, max(1, rounds - self._decoded % rounds if steps < rounds else steps // rounds * rounds))
+            steps = min(
+                until_end, max(1, rounds - self._decoded % rounds if steps < rounds else steps // rounds * rounds)
+            )
         middle = self._context + batch * (steps - 1) // 2
         each = self.costs.step_s(0, 0.0, batch, middle) / self.costs.tokens_per_step
         self._check_memory(0, batch)

@@ -20,7 +20,24 @@ from tests.emulator.engine.serving import QueueFull, Serving
 from tests.emulator.engine.switches import Switches
 
 VERSIONS = {"sglang": "0.5.5.post3", "vllm": "0.32.0"}
-WORDS = tuple("the of light and summer day more lovely eyes time fair art thou shall love sweet".split())
+WORDS = (
+    "the",
+    "of",
+    "light",
+    "and",
+    "summer",
+    "day",
+    "more",
+    "lovely",
+    "eyes",
+    "time",
+    "fair",
+    "art",
+    "thou",
+    "shall",
+    "love",
+    "sweet",
+)
 TEMPLATE_TOKENS = 9
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -186,7 +203,9 @@ class _Answer:
         self.output = output
         self.usage = {"prompt_tokens": prompt, "completion_tokens": output, "total_tokens": prompt + output}
         self.include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        self.reason = "length" if output >= int(body.get("max_tokens") or body.get("max_completion_tokens") or 0) else "stop"
+        self.reason = (
+            "length" if output >= int(body.get("max_tokens") or body.get("max_completion_tokens") or 0) else "stop"
+        )
         self._seed = crc32(text.encode())
         self._head = {"id": f"{self._seed:08x}", "created": int(time.time()), "model": model}
 
@@ -204,7 +223,9 @@ class _Answer:
 
     def last(self) -> bytes:
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        usage = _event({**self._head, "object": kind, "choices": [], "usage": self.usage}) if self.include_usage else b""
+        usage = (
+            _event({**self._head, "object": kind, "choices": [], "usage": self.usage}) if self.include_usage else b""
+        )
         return usage + b"data: [DONE]\n\n"
 
     def whole(self) -> dict[str, Any]:

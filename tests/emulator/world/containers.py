@@ -69,9 +69,7 @@ class Containers:
         self._pids: dict[str, int] = {}
         self._helper = Helper("tests.emulator.world.runtime", self._hear)
 
-    def start(
-        self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path, ended: Ended
-    ) -> None:
+    def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path, ended: Ended) -> None:
         self._ended[name] = ended
         order = {"do": "start", "id": name, "argv": list(argv), "env": dict(env), "log": str(log), "cwd": str(cwd)}
         self._helper.tell(order)

@@ -77,7 +77,8 @@ class Faults:
     """Nobody answers OME's webhooks: its objects and its pods cannot be written."""
     webhook_s: float = 0.0
     """Real seconds that OME's webhooks take."""
-    garbage_collector_down: bool = False
+    claims_pending: bool = False
+    """Claims are not bound."""
     api: Any = None
 
     def add(self, **switches: Any) -> PodFaults:

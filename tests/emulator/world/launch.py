@@ -29,6 +29,7 @@ PROGRAMS: Mapping[str, str] = {
     "sglang::router": "router",
 }
 """Python modules that are emulated, and as what."""
+OFFLINE = {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
 KEPT = ("PATH", "HOME", "LANG", "TMPDIR")
 
 
@@ -66,6 +67,8 @@ class Launch:
     env: Mapping[str, str]
     cwd: Path
     folders: tuple[tuple[str, str], ...]
+    translate: Callable[[str], str]
+    """The same for the words of a command that is run beside it."""
 
     def as_seen(self, text: str) -> str:
         """Output of the process, with the paths that the container knows."""
@@ -82,13 +85,15 @@ def launch(pod: Object, container: Object, around: Surroundings) -> Launch:
     if not words:
         raise NotMade("CreateContainerError", "no command specified")
     here = _translator(folders, around.store)
-    argv = [here(_expand(str(word), variables)) for word in words]
-    env = {name: os.environ[name] for name in KEPT if name in os.environ}
+    expanded = _program([_expand(str(word), variables) for word in words], around.programs)
+    # What is emulated looks at no files: it may keep the paths that it is told.
+    argv = expanded if expanded[0] in PROGRAMS.values() else [here(word) for word in expanded]
+    env = {name: os.environ[name] for name in KEPT if name in os.environ} | OFFLINE
     env |= {name: here(value) for name, value in variables.items()}
     env |= _emulated(pod, container, around)
     cwd = Path(here(container["workingDir"])) if container.get("workingDir") else around.pod
     cwd.mkdir(parents=True, exist_ok=True)
-    return Launch(tuple(_program(argv, around.programs)), env, cwd, folders)
+    return Launch(tuple(argv), env, cwd, folders, here)
 
 
 def _program(argv: Sequence[str], programs: Mapping[str, Sequence[str]]) -> list[str]:
@@ -187,10 +192,10 @@ def _mounts(pod: Object, container: Object, around: Surroundings) -> tuple[tuple
 def _folder(volume: Object, pod: Object, around: Surroundings) -> Path:
     namespace = pod["metadata"]["namespace"]
     if claim := volume.get("persistentVolumeClaim"):
-        return around.claims / namespace / claim["claimName"]
+        return around.claims / str(namespace) / str(claim["claimName"])
     if path := (volume.get("hostPath") or {}).get("path"):
         return Path(path) if Path(path).is_dir() else around.host / path.lstrip("/")
-    folder = around.pod / "volumes" / volume["name"]
+    folder = around.pod / "volumes" / str(volume["name"])
     folder.mkdir(parents=True, exist_ok=True)
     for kind, resource, key in (("configMap", "configmaps", "name"), ("secret", "secrets", "secretName")):
         if source := volume.get(kind):

@@ -50,7 +50,18 @@ def ready(status: str, reason: str, message: str) -> Object:
     return {"type": "Ready", "status": status, "reason": reason, "message": message}
 
 
-BYTES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "m": 1e-3}
+BYTES = {
+    "": 1.0,
+    "k": 1e3,
+    "M": 1e6,
+    "G": 1e9,
+    "T": 1e12,
+    "Ki": 2**10,
+    "Mi": 2**20,
+    "Gi": 2**30,
+    "Ti": 2**40,
+    "m": 1e-3,
+}
 
 
 def quantity(text: Any) -> float:

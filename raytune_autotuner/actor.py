@@ -8,7 +8,6 @@ from typing import Any
 from ray import tune
 
 from raytune_autotuner.proposal import Proposal, reduction_factor, report
-from raytune_autotuner.records import Parameters
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import Trial
 
@@ -22,7 +21,7 @@ class TrialActor(tune.Trainable):
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
         parameters = Proposal.from_config(config).parameters
-        return tune.PlacementGroupFactory([resources(cls.shared, parameters)])
+        return tune.PlacementGroupFactory([cls.shared.resources(parameters)])
 
     def setup(self, config: dict[str, Any]) -> None:
         self._proposal = Proposal.from_config(config)
@@ -49,12 +48,6 @@ class TrialActor(tune.Trainable):
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         pass
-
-
-def resources(setup: Setup, parameters: Parameters) -> dict[str, float]:
-    """What a trial reserves in Ray."""
-    wanted = {"CPU": setup.cpus(parameters), "GPU": float(setup.gpus(parameters))}
-    return {name: amount for name, amount in wanted.items() if amount}
 
 
 def actor_class(setup: Setup) -> type[TrialActor]:

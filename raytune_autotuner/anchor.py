@@ -32,6 +32,8 @@ STALE_S = 120.0
 ATTEMPTS = 4
 """How often taking the anchor is tried when others change it at the same time."""
 
+CLOCK = "raytune-autotuner-clock"
+"""Of an object that is never kept."""
 NAME_CHARACTERS, LABEL_CHARACTERS = 50, 63
 HASH_CHARACTERS = 16
 
@@ -74,7 +76,7 @@ def _digest(*parts: str) -> str:
 
 def server_time(cluster: Cluster, namespace: str) -> datetime:
     """The API server's clock, from the time it gives to an object that is not kept (a dry run)."""
-    probe = {"metadata": {"name": "raytune-autotuner-clock", "namespace": namespace}}
+    probe = {"metadata": {"name": CLOCK, "namespace": namespace}}
     answer = cluster.create(CONFIG_MAP, {"apiVersion": "v1", "kind": "ConfigMap", **probe}, dry_run=True)
     return parse_time(answer["metadata"]["creationTimestamp"])
 

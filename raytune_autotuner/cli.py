@@ -16,10 +16,11 @@ import click
 from rich.console import Console
 
 from raytune_autotuner import __version__
-from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.errors import EnvironmentFault, SpecError, TransientError
 from raytune_autotuner.init_task import GOALS, Wish, write_task
 from raytune_autotuner.records import Parameters
 
+GC_S = 300.0
 OK, NOTHING_FEASIBLE, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
 
 F = TypeVar("F", bound=Callable[..., int])
@@ -37,7 +38,7 @@ def _exit_codes(command: F) -> Callable[..., None]:
             for problem in error.problems:
                 err.print(f"error: {error.source}: {problem}", markup=False)
             code = BAD_INPUT
-        except EnvironmentFault as error:
+        except (EnvironmentFault, TransientError) as error:
             err.print(f"error: {error}", markup=False)
             code = ENVIRONMENT
         except KeyboardInterrupt:
@@ -56,6 +57,14 @@ _storage = click.option(
     "--storage", default="results", show_default=True, help="Folder or URI that holds the experiment folders."
 )
 
+_measured = click.option(
+    "--benchmark-job/--direct",
+    "measured",
+    default=None,
+    callback=lambda _, __, job: None if job is None else f"ome.benchmark={'benchmark_job' if job else 'direct'}",
+    help="OME: measure by a BenchmarkJob, or with genai-bench beside the trial (default: what the task says).",
+)
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="raytune-autotuner")
@@ -69,12 +78,55 @@ def main() -> None:
 @_exit_codes
 def validate(task_file: Path, overrides: tuple[str, ...]) -> int:
     """Check a task file and show the plan: trials, rungs, time, cost. Starts nothing."""
-    from raytune_autotuner.checks import load_checked
     from raytune_autotuner import display
+    from raytune_autotuner.checks import load_checked
     from raytune_autotuner.plan import make_plan, render
 
     task, engine = load_checked(task_file, overrides)
     display.console().print(render(make_plan(task, engine)))
+    return OK
+
+
+@main.command()
+@_task
+@_overrides
+@_exit_codes
+def doctor(task_file: Path, overrides: tuple[str, ...]) -> int:
+    """Look at everything that an OME task needs of the cluster, and say what mends it. Creates nothing."""
+    from raytune_autotuner import ome_site
+    from raytune_autotuner.checks import load_checked
+    from raytune_autotuner.setup import least_gpus
+
+    task, engine = load_checked(task_file, overrides)
+    if task.backend != "ome":
+        raise SpecError.single("backend", "doctor looks at a cluster, and this task runs on this machine")
+    findings = ome_site.check_up(task, least_gpus(task, engine))
+    for finding in findings:
+        click.echo(ome_site.described(finding))
+    return ENVIRONMENT if any(finding.level == "error" for finding in findings) else OK
+
+
+@main.command()
+@click.option("--namespace", required=True, help="Where experiments run.")
+@click.option("--kubeconfig", help="Default: $KUBECONFIG, the pod's own, ~/.kube/config.")
+@click.option("--context", help="Of the kubeconfig.")
+@click.option("--yes", is_flag=True, help="Remove what is listed; without it nothing is touched.")
+@_exit_codes
+def gc(namespace: str, kubeconfig: str | None, context: str | None, yes: bool) -> int:
+    """List, and with --yes remove, what experiments without a living owner have left in a namespace."""
+    from raytune_autotuner import recovery
+    from raytune_autotuner.deadline import Deadline
+    from raytune_autotuner.kube import Cluster
+
+    cluster = Cluster.connect(kubeconfig, context)
+    orphans = recovery.find_orphans(cluster, namespace)
+    for orphan in orphans:
+        click.echo(f"{orphan.kind} {orphan.namespace}/{orphan.name}, {orphan.age_s:.0f} s old: {orphan.reason}")
+    if not yes:
+        click.echo(f"{len(orphans)} to remove; add --yes to do it" if orphans else "nothing to remove")
+        return OK
+    removed = recovery.remove(cluster, orphans, Deadline.after(GC_S))
+    click.echo(f"{len(removed)} of {len(orphans)} removed")
     return OK
 
 
@@ -113,6 +165,7 @@ def init(scenarios: tuple[str, ...], concurrency: tuple[int, ...], **flags: Any)
 @_task
 @_overrides
 @_storage
+@_measured
 @click.option("--results", "results_path", type=click.Path(path_type=Path), help="Where to write the results file.")
 @click.option("--name", help="Name of the experiment; default: the task's name and the time.")
 @click.option("--dashboard", is_flag=True, help="Start the Ray dashboard beside the experiment.")
@@ -121,6 +174,7 @@ def run(
     task_file: Path,
     overrides: tuple[str, ...],
     storage: str,
+    measured: str | None,
     results_path: Path | None,
     name: str | None,
     dashboard: bool,
@@ -132,7 +186,7 @@ def run(
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
 
-    task, engine = load_checked(task_file, overrides)
+    task, engine = load_checked(task_file, (*overrides, *([measured] if measured else [])))
     plan = make_plan(task, engine)
     console = display.console()
     console.print(render(plan))

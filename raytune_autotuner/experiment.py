@@ -21,7 +21,7 @@ import ray
 from ray import tune
 
 from raytune_autotuner import __version__
-from raytune_autotuner.actor import actor_class, resources
+from raytune_autotuner.actor import actor_class
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.processes import owning_descendants, sweep
 from raytune_autotuner.proposal import Proposal
@@ -75,7 +75,8 @@ def run(setup: Setup, options: Options) -> Results:
         with ExitStack() as stack:
             stack.enter_context(_orderly_stop(setup))
             folder = stack.enter_context(_scratch(setup.folder.name))
-            stack.enter_context(_ray(folder, options))
+            setup = replace(setup, site=stack.enter_context(setup.site.held(setup.folder.name)))
+            stack.enter_context(_ray(setup, folder, options))
             setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
             _check_resources(setup)
             _tune(setup)
@@ -121,7 +122,7 @@ def _tune(setup: Setup) -> None:
 def _concurrency(setup: Setup) -> int:
     """As many trials at once as the reservations allow, taking the smallest trial as the measure."""
     have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    need = resources(setup, {})
+    need = setup.resources({})
     fits = min(int(have.get(name, 0) // amount) for name, amount in need.items())
     return max(1, min(fits, setup.task.optimization.max_concurrent_trials or fits))
 
@@ -136,7 +137,7 @@ def _does_not_fit(setup: Setup) -> Callable[[Parameters], str | None]:
     nodes = [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
 
     def problem(parameters: Parameters) -> str | None:
-        need = resources(setup, parameters)
+        need = setup.resources(parameters)
         if any(all(node.get(name, 0) >= amount for name, amount in need.items()) for node in nodes):
             return None
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
@@ -173,7 +174,7 @@ def _scratch(experiment: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _ray(folder: Path, options: Options) -> Iterator[None]:
+def _ray(setup: Setup, folder: Path, options: Options) -> Iterator[None]:
     """A Ray of our own that ends with us, or the cluster that we were submitted to."""
     os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
     try:
@@ -183,6 +184,7 @@ def _ray(folder: Path, options: Options) -> Iterator[None]:
             ray.init(
                 address="local",
                 num_cpus=os.cpu_count(),
+                resources=setup.site.declared(),
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=options.dashboard,
                 log_to_driver=False,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from raytune_autotuner.kube_http import (
     Load,
     Rejected,
     Request,
+    Tunnel,
     Unauthorized,
     Unreachable,
 )
@@ -267,7 +267,7 @@ class Cluster:
         """Several kinds in one subscription, each with a filter of its own."""
         return kube_watch.subscribe(self, namespace, interests)
 
-    def open_port(self, namespace: str, pod: str, port: int) -> socket.socket:
+    def open_port(self, namespace: str, pod: str, port: int) -> Tunnel:
         """A connection to a port of a pod, through the server."""
         return self._connection.port(namespace, pod, port)
 

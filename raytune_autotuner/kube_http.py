@@ -139,7 +139,7 @@ class Connection:
         """One attempt; an answer that goes on."""
         return Lines(self._open(request))
 
-    def port(self, namespace: str, pod: str, port: int) -> socket.socket:
+    def port(self, namespace: str, pod: str, port: int) -> Tunnel:
         """A connection to a port of a pod, through the server.
 
         Raises:
@@ -153,7 +153,7 @@ class Connection:
             )
         except kubernetes.client.ApiException as error:
             raise Unreachable(f"no connection to port {port} of pod {namespace}/{pod}: {error.reason}") from error
-        return cast(socket.socket, forward.socket(port))
+        return Tunnel(cast(socket.socket, forward.socket(port)), lambda: forward.error(port))
 
     def _open(self, request: Request) -> urllib3.BaseHTTPResponse:
         """One attempt: an answer whose status is good, its body still to be read."""
@@ -186,6 +186,14 @@ class Connection:
         """Read the configuration and the credentials again."""
         with self._lock:
             self._client = _client(self._load)
+
+
+@dataclass(frozen=True)
+class Tunnel:
+    """A connection through the server; ``error`` tells what the other end said when it could not be had."""
+
+    socket: socket.socket
+    error: Callable[[], str | None]
 
 
 class Lines:

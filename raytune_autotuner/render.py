@@ -69,7 +69,7 @@ def check(template: str, names: Iterable[str], source: str = "template") -> None
 
 def to_yaml(manifest: Manifest) -> str:
     """The object as it can be applied by hand."""
-    return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.safe_dump(manifest, sort_keys=False, width=120)
 
 
 def _unknown(name: str, valid: list[str]) -> str:

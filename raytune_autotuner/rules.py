@@ -67,6 +67,8 @@ def _backend(task: Task) -> Iterator[Fault]:
         yield ("base_runtime",), "is missing; backend ome needs the (Cluster)ServingRuntime in use today"
     if task.backend == "ome" and task.runtime != type(task.runtime)():
         yield ("runtime",), "is for backend local; with ome the runtime is read from base_runtime"
+    if task.backend == "local" and task.ome != type(task.ome)():
+        yield ("ome",), "is for backend ome, and the backend is local"
     if task.backend == "local" and task.base_runtime is not None:
         yield ("base_runtime",), "is for backend ome; with local write `runtime`: {args: [...]}"
     if task.backend == "local" and task.model.path is None and task.runtime.command is None:
@@ -186,7 +188,7 @@ TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
     _weights: ("optimization.objective", "optimization.weights"),
     _metrics: ("benchmark.task",),
     _scheduler: ("optimization.scheduler", "benchmark.rungs"),
-    _backend: ("backend", "base_runtime", "runtime", "model"),
+    _backend: ("backend", "base_runtime", "runtime", "ome", "model"),
     _tokenizer: ("benchmark.model_tokenizer", "model"),
     _traffic: ("benchmark.task", "benchmark.traffic_scenarios", "benchmark.dataset"),
     _api_backend: ("benchmark.task", "benchmark.api_backend"),

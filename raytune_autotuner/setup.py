@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from raytune_autotuner.backends import Backend, Deployment
-from raytune_autotuner.backends.local import LocalBackend
+from raytune_autotuner.backends import Deployment
 from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.benchmarks.genai_cli import GenaiCli
 from raytune_autotuner.benchmarks.genai_server import GenaiServer
@@ -20,6 +19,7 @@ from raytune_autotuner.localmodel import chat_template_file, model_path, tokeniz
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.plan import ladder
 from raytune_autotuner.records import Parameters, Rung, TrialId
+from raytune_autotuner.site import Local, Site
 from raytune_autotuner.spec import Task
 from raytune_autotuner.storage import ExperimentFolder, Storage
 from raytune_autotuner.trial import Job, Trial
@@ -33,6 +33,11 @@ class Setup:
     engine: Engine
     folder: ExperimentFolder
     tokenizer: str
+    site: Site = Local()  # noqa: RUF009 - a value
+    command: tuple[str, ...] | None = None
+    """Of the runtime in use today; ``None`` is the engine file's."""
+    runtime_args: tuple[str, ...] = ()
+    """The flags in use today; the baseline is exactly these."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What the engine file's placeholders stand for, besides host and port."""
     client_socket: Path | None = None
@@ -43,15 +48,17 @@ class Setup:
         return ladder(self.task)
 
     def gpus(self, parameters: Parameters) -> int:
+        return self.site.gpus(self._engine_gpus(parameters))
+
+    def resources(self, parameters: Parameters) -> dict[str, float]:
+        """What a trial reserves in Ray."""
+        wanted = self.site.reserved(self.gpus(parameters))
+        return {name: amount for name, amount in wanted.items() if amount}
+
+    def _engine_gpus(self, parameters: Parameters) -> int:
         if self.task.resources.gpus is not None:
             return self.task.resources.gpus
-        return gpu_count(self.engine, parameters, self.task.runtime.args)
-
-    def cpus(self, parameters: Parameters) -> float:
-        """A trial without GPUs gets the machine to itself, so that trials do not disturb each other."""
-        if self.task.resources.cpus is not None:
-            return self.task.resources.cpus
-        return 1.0 if self.gpus(parameters) else float(os.cpu_count() or 1)
+        return gpu_count(self.engine, parameters, self.runtime_args)
 
     def trial(self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0) -> Trial:
         job = Job(
@@ -63,7 +70,8 @@ class Setup:
             timeout_s=float(self.task.optimization.timeout_per_iteration),
             queued_s=queued_s,
         )
-        return Trial(job, BACKENDS[self.task.backend](), self._benchmark(), self.folder)
+        backend = self.site.backend(self._engine_gpus(parameters))
+        return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)
 
     @contextmanager
     def shared_client(self, scratch: Path) -> Iterator[Path | None]:
@@ -83,8 +91,8 @@ class Setup:
         task = self.task
         argv = build_argv(
             self.engine,
-            command=task.runtime.command,
-            runtime_args=task.runtime.args,
+            command=self.command,
+            runtime_args=self.runtime_args,
             extra_args=task.extra_args,
             parameters=parameters,
             raw_flags={name: p.flag for name, p in task.parameters.items() if p.flag},
@@ -102,7 +110,7 @@ class Setup:
             env=task.runtime.env,
         )
 
-    def _benchmark(self) -> Benchmark:
+    def _client(self) -> Benchmark:
         settings = self.task.benchmark
         return GenaiCli(
             settings,
@@ -117,8 +125,6 @@ class Setup:
 
 CLIENT_TIMEOUT_S = 300.0
 """For genai-bench's imports and the tokenizer; half a minute on a slow machine, more when a hub has to send it."""
-
-BACKENDS: dict[str, Callable[[], Backend]] = {"local": LocalBackend}
 
 
 def api_key(task: Task) -> str | None:
@@ -137,15 +143,12 @@ def api_key(task: Task) -> str | None:
 
 
 def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Setup:
-    """Find the model and its tokenizer, before anything is created.
+    """Look at everything the task needs, before anything is created.
 
     Raises:
         EnvironmentFault: something the task needs is not here.
+        SpecError: the task does not fit what is here.
     """
-    if task.backend not in BACKENDS:
-        raise EnvironmentFault(
-            f"backend {task.backend!r} is not in this version yet; it has: {', '.join(sorted(BACKENDS))}"
-        )
     api_key(task)
     facts = {"served_name": task.benchmark.model_name or task.model.name}
     path = model_path(task.model) if task.model.path else None
@@ -153,13 +156,28 @@ def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Se
         facts["model_path"] = str(path)
     if task.model.chat_template:
         facts["chat_template"] = str(chat_template_file(task.model.chat_template))
+    site: Site = Local(task.resources.cpus)
+    command, args = task.runtime.command, task.runtime.args
+    if task.backend == "ome":
+        from raytune_autotuner.ome_site import open_ome  # the client of Kubernetes is slow to import
+
+        site, runtime, engine = open_ome(task, engine, least_gpus(task, engine))
+        command, args = runtime.command, runtime.args
     return Setup(
         task=task,
         engine=engine,
         folder=ExperimentFolder(storage, experiment),
         tokenizer=_tokenizer(task, path),
+        site=site,
+        command=command,
+        runtime_args=args,
         facts=facts,
     )
+
+
+def least_gpus(task: Task, engine: Engine) -> int:
+    """Of the baseline, without which an experiment proves nothing."""
+    return task.resources.gpus if task.resources.gpus is not None else gpu_count(engine, {}, ())
 
 
 def _tokenizer(task: Task, path: Path | None) -> str:

@@ -35,6 +35,7 @@ def objects(runtime: str = "srt-llama", **runner: Any) -> str:
     """The manifests of namespace, model and runtime."""
     command = ["python3", "-m", "sglang.launch_server", "--host", "0.0.0.0", "--port", "8080", "--enable-metrics"]
     command += ["--model-path", "$(MODEL_PATH)", "--tp-size", "1", "--mem-frac", "0.8", "--served-model-name", SERVED]
+    router = ["python3", "-m", "sglang_router.launch_router", "--host", "0.0.0.0", "--port", "8080"]
     probe = {"httpGet": {"path": "/health_generate", "port": 8080}, "periodSeconds": 60, "timeoutSeconds": 200}
     resources = {"cpu": 10, "memory": "30Gi", "nvidia.com/gpu": 1}
     container = {
@@ -75,6 +76,8 @@ def objects(runtime: str = "srt-llama", **runner: Any) -> str:
                     "modelSizeRange": {"min": "1B", "max": "2B"},
                     "protocolVersions": ["openAI"],
                     "engineConfig": {"runner": container},
+                    "decoderConfig": {"runner": container},
+                    "routerConfig": {"runner": {**container, "command": router, "resources": {}}},
                 },
             },
         ]
@@ -92,7 +95,9 @@ def settings(**more: Any) -> OmeSettings:
     return OmeSettings(**given)
 
 
-def deployment(cluster: Cluster, folder: Path, *extra: str, gpus: int = 1, repeat: int = 0, **parameters: Any) -> Deployment:
+def deployment(
+    cluster: Cluster, folder: Path, *extra: str, gpus: int = 1, repeat: int = 0, **parameters: Any
+) -> Deployment:
     """A trial with these parameters and arguments, on the flags of the runtime."""
     engine = load_engine("sglang")
     runtime = read_runtime(cluster, "srt-llama")

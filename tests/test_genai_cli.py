@@ -537,7 +537,7 @@ def test_a_dead_engine_explains_failed_requests(bench: Bench) -> None:
 
 def test_a_command_that_genai_bench_refuses_is_told(bench: Bench) -> None:
     """A task that genai-bench does not have ends with its own words, as a fault of the tool."""
-    with FakeServer().running() as fake, pytest.raises(TransientError, match="not supported by the selected API"):
+    with FakeServer().running() as fake, pytest.raises(TransientError, match="text-to-video"):
         bench.run(fake, task="text-to-video")
 
 

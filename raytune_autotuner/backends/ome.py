@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 from raytune_autotuner import anchor, arguments, loopback
@@ -15,9 +15,9 @@ from raytune_autotuner.backends.ome_manifest import HOSTNAME, OmeSettings, full_
 from raytune_autotuner.backends.ome_runtime import GPU
 from raytune_autotuner.backends.ome_view import COMPONENT_LABEL, Observer, remains, remove
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import classify
+from raytune_autotuner.engines import classify, differences
 from raytune_autotuner.errors import AutotunerError, EnvironmentFault, FailureClass, TransientError, TrialInfeasible
-from raytune_autotuner.kube import INFERENCE_SERVICE, NODE, POD, Cluster, Manifest, Rejected, Unreachable
+from raytune_autotuner.kube import INFERENCE_SERVICE, NODE, Cluster, Manifest, Rejected, Unreachable
 from raytune_autotuner.records import Endpoint
 from raytune_autotuner.render import to_yaml
 
@@ -49,7 +49,10 @@ class OmeBackend:
         self._deployment: Deployment | None = None
         self._observer: Observer | None = None
         self._way: Way | None = None
-        self._ready = False
+        self._ours = False
+        """Whether what there is of this name is the trial's, and stop's to remove."""
+        self._pods: frozenset[str] = frozenset()
+        """Those that are measured, by uid; empty before the service is ready."""
         self._next_node_check = Deadline.after(0)
 
     def start(self, deployment: Deployment, deadline: Deadline, progress: Progress) -> Endpoint:
@@ -62,27 +65,31 @@ class OmeBackend:
         (deployment.folder / MANIFEST).write_text(to_yaml(service), encoding="utf-8")
         with _refusals_mean(f"the service {self._settings.namespace}/{self._name}"):
             self._remove_leftover(deadline)
+            self._ours = True
             self._observer = Observer(self._cluster, self._settings.namespace, self._name)
             self._cluster.create(INFERENCE_SERVICE, service)
             self._await_ready(self._observer, deadline, progress)
             self._way = self._open_way(deadline)
             self._await_health(deployment.engine.health, deadline.sooner(self._settings.load_s))
-        self._ready = True
+        self._pods = frozenset(_uids(self._observer.view.live_pods))
         metrics, url = deployment.engine.metrics, self._way.url
+        info = read_info(url, deployment.engine)
+        if lost := differences(deployment.engine, deployment.parameters, info):
+            raise TrialInfeasible("not_applied", "; ".join(lost))
         return Endpoint(
             url=url,
             model_name=deployment.served_name,
-            info=read_info(url, deployment.engine),
+            info=info,
             argv=self._real_argv(self._observer.view) or full_argv(self._settings, deployment),
             metrics_url=url + metrics.path if metrics else None,
         )
 
     def check(self) -> None:
         """See ``Backend.check``. An API server that is away is no reason to give up what is being measured."""
-        if self._observer is None or not self._ready:
+        if self._observer is None or not self._pods:
             return
         self._look(self._observer, Deadline.after(0))
-        if len(self._observer.view.live_pods) < self._settings.pods:
+        if self._pods - _uids(self._observer.view.live_pods):
             self._confirm_loss()
         if self._way is not None:
             self._way.check()
@@ -91,8 +98,8 @@ class OmeBackend:
         """See ``Backend.stop``."""
         if self._way is not None:
             self._way.close()
-        self._way, self._ready = None, False
-        if self._deployment is None:
+        self._way, self._pods = None, frozenset()
+        if not self._ours:
             return
         self._save_logs()
         try:
@@ -102,7 +109,7 @@ class OmeBackend:
         finally:
             if self._observer is not None:
                 self._observer.close()
-        self._observer = self._deployment = None
+        self._observer, self._ours = None, False
 
     @property
     def _started(self) -> Deployment:
@@ -177,7 +184,7 @@ class OmeBackend:
         if found.cause == "oom_killed":
             raise TrialInfeasible("out_of_memory", found.reason, tail, "the container needs a higher memory limit")
         if found.cause == "probe":
-            kind: FailureClass = "crash" if self._ready else "not_ready"
+            kind: FailureClass = "crash" if self._pods else "not_ready"
             raise TrialInfeasible(kind, found.reason, tail, "the runtime's probe gave up on the engine")
         failure = classify(self._started.engine, tail, found.exit_code)
         if failure.kind == "infrastructure":
@@ -265,9 +272,8 @@ class OmeBackend:
         """Ask the server itself whether pods are missing."""
         with contextlib.suppress(Unreachable):
             found = remains(self._cluster.with_patience(0), self._settings.namespace, self._name)
-            pods = [t for t in found if t["kind"] == POD.kind and not t["metadata"].get("deletionTimestamp")]
-            if len(pods) < self._settings.pods:
-                raise TransientError(f"{self._name}: {self._settings.pods - len(pods)} pods were taken away")
+            if gone := self._pods - _uids(t for t in found if not t["metadata"].get("deletionTimestamp")):
+                raise TransientError(f"{self._name}: {len(gone)} of its pods were taken away")
 
     def _check_nodes(self, view: View) -> None:
         """Pods that are not ready may have lost their node, which they do not say themselves."""
@@ -318,6 +324,10 @@ def _refusals_mean(what: str) -> Iterator[None]:
 
 def _engines(view: View) -> list[Manifest]:
     return [pod for pod in view.live_pods if pod["metadata"]["labels"].get(COMPONENT_LABEL) == "engine"]
+
+
+def _uids(things: Iterable[Manifest]) -> set[str]:
+    return {thing["metadata"]["uid"] for thing in things}
 
 
 def _is_ready(thing: Manifest) -> bool:

@@ -26,6 +26,7 @@ OPEN_S = 30.0
 POLL_S = 0.05
 GRACE_S = 2.0
 CHUNK = 65536
+KEPT_CHARACTERS = 4096
 
 
 class Way(Protocol):
@@ -93,7 +94,8 @@ class Kubectl:
         meta = service["metadata"]
         self._what = f"kubectl port-forward to service {meta['namespace']}/{meta['name']}"
         self._log = log
-        self._start = log.stat().st_size if log.exists() else 0
+        self._read = log.stat().st_size if log.exists() else 0
+        self._words = ""
         self._process = OwnedProcess(
             [
                 kubectl,
@@ -131,9 +133,13 @@ class Kubectl:
         self._process.stop(GRACE_S)
 
     def _said(self) -> str:
+        """The end of what it has said; a line for each connection makes that long."""
         with self._log.open("rb") as log:
-            log.seek(self._start)
-            return log.read().decode("utf-8", "replace")
+            log.seek(self._read)
+            new = log.read()
+        self._read += len(new)
+        self._words = (self._words + new.decode("utf-8", "replace"))[-KEPT_CHARACTERS:]
+        return self._words
 
 
 class Relay:
@@ -142,7 +148,7 @@ class Relay:
     def __init__(self, cluster: Cluster, service: Manifest) -> None:
         self._cluster, self._service = cluster, service
         self._pod, self._port = self._target()
-        self._fault: AutotunerError | None = None
+        self._fault: str | None = None
         self._sockets: set[socket.socket] = set()
         self._listener = socket.create_server((HOST, 0))
         self.url = f"http://{HOST}:{self._listener.getsockname()[1]}"
@@ -169,19 +175,21 @@ class Relay:
     def _carry(self, client: socket.socket) -> None:
         """Both directions of one connection, until either end hangs up."""
         try:
-            remote = self._cluster.open_port(self._service["metadata"]["namespace"], self._pod, self._port)
+            tunnel = self._cluster.open_port(self._service["metadata"]["namespace"], self._pod, self._port)
         except AutotunerError as error:
-            self._fault = error
+            self._fault = str(error)
             client.close()
             return
-        self._sockets |= {client, remote}
-        back = threading.Thread(target=_pump, args=(remote, client), name=f"relay-{self._pod}", daemon=True)
+        ends = {client, tunnel.socket}
+        self._sockets |= ends
+        back = threading.Thread(target=_pump, args=(tunnel.socket, client), name=f"relay-{self._pod}", daemon=True)
         back.start()
-        _pump(client, remote)
+        _pump(client, tunnel.socket)
         back.join()
-        for end in (client, remote):
+        self._fault = self._fault or tunnel.error()
+        self._sockets -= ends
+        for end in ends:
             end.close()
-        self._sockets -= {client, remote}
 
     def check(self) -> None:
         """See ``Way``."""

@@ -83,7 +83,7 @@ class JobRun:
                 self._check_time()
 
     def _find_pod(self) -> None:
-        """The job's watch may be ahead of the pods'."""
+        """Look for the pod: the job's watch may be ahead of the pods'."""
         if self.pod is None:
             pods = self._cluster.list(POD, self._place.namespace, pods_of(self._place.name))
             self.pod = pods[-1] if pods else None
@@ -130,6 +130,7 @@ class JobRun:
 
     def _why(self) -> str:
         """Why there is no running pod."""
+        self._find_pod()
         if self.pod is None:
             controller = "kubectl -n ome logs -l control-plane=ome-controller-manager --tail=50"
             return f"OME has made no pod for it and says why only in its log; {controller}"

@@ -15,6 +15,7 @@ from tests.emulator.api.objects import at, owner_uids, timestamp
 from tests.emulator.api.rules import FOREGROUND, ORPHAN
 from tests.emulator.api.store import Store
 
+RETRY_S = 0.1
 CLEANUP = "customresourcecleanup.apiextensions.k8s.io"
 
 
@@ -60,10 +61,11 @@ class Controllers:
             try:
                 self._look_at(key)
             except ApiError as error:
-                if error.code == 409:
-                    self._queue.put(key)
-                elif error.code != 404:
-                    raise
+                if error.code == 404:
+                    continue
+                if error.code != 409:  # refused by a webhook, say: again later, as the real ones do
+                    self._stopped.wait(RETRY_S)
+                self._queue.put(key)
 
     def _look_at(self, key: Key) -> None:
         record = self._store.etcd.read(key)

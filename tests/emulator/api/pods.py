@@ -63,7 +63,7 @@ def log(store: Store, hooks: PodHooks, request: Request) -> Answer:
         request.attempt.name,
         container,
         request.flag("previous"),
-        int(request.query["tailLines"]) if "tailLines" in request.query else None,
+        request.number("tailLines"),
         request.flag("follow"),
     )
     if not at(pod, "spec.nodeName"):
@@ -73,8 +73,7 @@ def log(store: Store, hooks: PodHooks, request: Request) -> Answer:
     if asked.follow:
         return Stream(pieces, "text/plain")
     text = b"".join(pieces)
-    limit = int(request.query.get("limitBytes", len(text)))
-    return Response(200, text[:limit], "text/plain")
+    return Response(200, text[: request.number("limitBytes")], "text/plain")
 
 
 def _pod(store: Store, request: Request) -> Object:

@@ -14,7 +14,7 @@ from tests.emulator.api.requests import Request, Upgrade
 from tests.emulator.api.spdy import Session, Stream
 from tests.emulator.api.websocket import Connection, WebSocket, choose, shake_hands
 
-CHANNELS = "v4.portforward.k8s.io"
+CHANNELS = "v4.channel.k8s.io"
 TUNNEL = "SPDY/3.1+portforward.k8s.io"
 SPDY = "portforward.k8s.io"
 CONNECT_TIMEOUT_S = 10.0
@@ -34,7 +34,7 @@ def upgrade(request: Request, target: Target) -> Upgrade:
         return Upgrade(lambda connection: _serve_spdy(connection, target))
     if wanted != "websocket":
         raise ApiError(400, "unable to upgrade: missing upgrade headers in request")
-    protocol = choose(request.headers.get("Sec-WebSocket-Protocol", ""), [CHANNELS, TUNNEL])
+    protocol = choose(request.headers.get("Sec-WebSocket-Protocol", ""), [CHANNELS, TUNNEL, ""])
     if protocol == TUNNEL:
         return Upgrade(lambda connection: _serve_tunnel(connection, request.headers, target))
     ports = [int(port) for value in request.values("ports") for port in value.split(",")]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from tests.emulator.api import protobuf
 from tests.emulator.api.errors import ApiError
 from tests.emulator.api.kinds import Object
 from tests.emulator.api.rbac import ANONYMOUS, Attempt, User
@@ -44,6 +45,13 @@ class Request:
     def flag(self, key: str) -> bool:
         return self.query.get(key, "").lower() in ("true", "1")
 
+    def number(self, key: str) -> int | None:
+        """An integer parameter; raises ``ApiError`` 400 when it is none."""
+        text = self.query.get(key)
+        if text is not None and not text.lstrip("-").isdigit():
+            raise ApiError(400, f'strconv.ParseInt: parsing "{text}": invalid syntax')
+        return int(text) if text else None
+
     @property
     def resource(self) -> str:
         """As the store names it."""
@@ -61,15 +69,17 @@ class Request:
         """The body.
 
         Raises:
-            ApiError: 400, not JSON (or YAML, where that is announced); 415, protobuf.
+            ApiError: 400, not what it is announced as; 415, protobuf of a kind that is not known here.
         """
-        if "protobuf" in self.content_type or "cbor" in self.content_type:
-            words = "the body of the request was in an unknown format - accepted media types include:"
-            raise ApiError(415, f"{words} application/json, application/yaml")
         try:
+            if self.content_type == protobuf.MEDIA_TYPE and self.body:
+                return protobuf.decode(self.body)
             return _yaml(self.body) if "yaml" in self.content_type else json.loads(self.body or b"{}")
         except ValueError as error:
             raise ApiError(400, f"couldn't get version/kind; json parse error: {error}") from error
+        except KeyError as error:
+            words = "the body of the request was in an unknown format - accepted media types include:"
+            raise ApiError(415, f"{words} application/json, application/yaml") from error
 
 
 def _yaml(text: bytes) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -32,6 +33,7 @@ class Rest:
         self.faults = faults
         self.hooks = hooks
         self.bookmark_s = BOOKMARK_S
+        self._lock = threading.Lock()
         self.authenticator = Authenticator()
         self.authorizer = Authorizer(store)
         self.open_watches: Counter[tuple[str, str]] = Counter()
@@ -42,7 +44,8 @@ class Rest:
     def answer(self, request: Request) -> Answer:
         """Raises ``ApiError`` for whatever is refused."""
         request.user = self.authenticator.user(request.headers.get("Authorization", ""))
-        self.requests[request.attempt.verb, request.resource] += 1
+        with self._lock:
+            self.requests[request.attempt.verb, request.resource] += 1
         self.faults.strike(request)
         self.authorizer.check(request.user, request.attempt)
         if request.attempt.path:
@@ -221,9 +224,7 @@ class Rest:
     # Watching
 
     def _watch(self, kind: Kind, request: Request) -> Iterator[bytes]:
-        version = request.query.get("resourceVersion", "0")
-        initial = request.flag("sendInitialEvents")
-        after = None if initial or version in ("", "0") else int(version)
+        after = None if request.flag("sendInitialEvents") else request.number("resourceVersion") or None
         labels, fields = request.query.get("labelSelector", ""), request.query.get("fieldSelector", "")
         if request.attempt.name and "fieldSelector" not in request.query:
             fields = f"metadata.name={request.attempt.name}"
@@ -235,7 +236,8 @@ class Rest:
         place = request.resource, request.attempt.namespace
 
         def count(change: int) -> None:
-            self.open_watches[place] += change
+            with self._lock:
+                self.open_watches[place] += change
 
         return count
 
@@ -282,7 +284,7 @@ def _deletion(request: Request) -> Deletion:
 def _page(records: list[Record], version: int, request: Request) -> tuple[list[Record], Object]:
     """The part of a list that is asked for, and the list's metadata."""
     metadata: Object = {"resourceVersion": str(version)}
-    limit, token = int(request.query.get("limit") or 0), request.query.get("continue")
+    limit, token = request.number("limit") or 0, request.query.get("continue")
     if token:
         start = json.loads(base64.urlsafe_b64decode(token))
         metadata["resourceVersion"] = start["version"]

@@ -7,7 +7,9 @@ import contextlib
 import select
 import socket
 import ssl
+import sys
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -131,10 +133,13 @@ class _Server(ThreadingHTTPServer):
         super().__init__(*args)
         self._lock = threading.Lock()
         self._open: set[socket.socket] = set()
+        self._ending = False
 
     def note(self, connection: socket.socket) -> None:
         with self._lock:
             self._open.add(connection)
+            if self._ending:
+                _shut(connection)
 
     def forget(self, connection: socket.socket) -> None:
         with self._lock:
@@ -142,20 +147,19 @@ class _Server(ThreadingHTTPServer):
 
     def hang_up(self) -> None:
         with self._lock:
+            self._ending = True
             for connection in self._open:
                 _shut(connection)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that leaves in the middle is no error; anything else is told."""
-        import sys
-
-        if not isinstance(sys.exc_info()[1], (OSError, ValueError)):
+        if not isinstance(sys.exc_info()[1], OSError):
             super().handle_error(request, client_address)
 
 
 def _shut(connection: socket.socket) -> None:
     with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)  # TLS or not: no goodbye that could block
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -166,18 +170,21 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def setup(self) -> None:
-        self._plain = self.request
-        self.server.note(self._plain)
-        self.request = _secured(self.request)
+        plain = self.request
+        self.server.note(plain)
+        try:
+            self.request = _secured(plain)
+        finally:
+            self.server.forget(plain)
+        self.server.note(self.request)
         super().setup()
 
     def finish(self) -> None:
-        self.server.forget(self._plain)
+        self.server.forget(self.request)
         with contextlib.suppress(OSError, ValueError):
             super().finish()
-        if self.request is not self._plain:
-            with contextlib.suppress(OSError, ValueError):
-                self.request.close()
+        if isinstance(self.request, ssl.SSLSocket):  # the plain socket below it is the server's to close
+            self.request.close()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
@@ -189,6 +196,9 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self.server.rest.answer(request)
         except ApiError as error:
             answer = refuse(error)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            traceback.print_exc()  # a request of a shape that nobody thought of, or a fault in here
+            answer = refuse(ApiError(500, f"Internal error occurred: {error!r}"))
         if isinstance(answer, Response):
             self._send(answer)
         elif isinstance(answer, Stream):
@@ -227,8 +237,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _stream(self, answer: Stream) -> None:
         """Send chunks as they come; ends when the client has left or the answer breaks off."""
         self._head(200, answer.content_type, {"Transfer-Encoding": "chunked"})
-        self.close_connection = True
         self.send(self._header_text())
+        keep, self.close_connection = self.close_connection, True
         try:
             for chunk in answer.chunks:
                 if chunk:
@@ -236,6 +246,7 @@ class _Handler(BaseHTTPRequestHandler):
                 elif self._has_left():
                     return
             self.send(b"0\r\n\r\n")
+            self.close_connection = keep
         except OSError:
             return
         finally:
@@ -243,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _has_left(self) -> bool:
         """The client of a stream has nothing more to say: anything that comes is its goodbye."""
-        return bool(select.select([self._plain], [], [], 0)[0])
+        return bool(select.select([self.connection], [], [], 0)[0])
 
     def _hand_over(self, answer: Upgrade) -> None:
         self.close_connection = True
@@ -254,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.sendall(data)
 
     def hang_up(self) -> None:
-        _shut(self._plain)
+        _shut(self.connection)
 
 
 def _secured(connection: socket.socket) -> socket.socket:

@@ -94,7 +94,7 @@ class Session:
         except (EOFError, OSError):
             pass
         finally:
-            for stream in self.streams.values():
+            for stream in list(self.streams.values()):  # the pumps take theirs out
                 stream.deliver(b"")
 
     def _control(self, type_: int, flags: int, payload: bytes, opened: Callable[[Stream], None]) -> None:

@@ -14,8 +14,8 @@ from tests.emulator.api.requests import Request
 from tests.emulator.api.watch import Event, Watch
 
 BOOKMARK_S = 60.0
-IDLE_S = 0.5
-"""How soon a watch notices that its client has left."""
+IDLE_S = 0.25
+"""How soon a watch notices that its client has left or that it is dropped."""
 
 
 class Streaming:
@@ -38,7 +38,7 @@ class Streaming:
         self._bookmark_s = bookmark_s
         self._initial = request.flag("sendInitialEvents") and self._bookmarks
         self._began = time.monotonic()
-        self._timeout_s = float(request.query.get("timeoutSeconds") or random.uniform(1800, 3600))
+        self._timeout_s = request.number("timeoutSeconds") or random.uniform(1800, 3600)
 
     def chunks(self) -> Iterator[bytes]:
         dropped = self._faults.dropped

@@ -33,7 +33,7 @@ def choose(offered: str, known: Sequence[str]) -> str:
     Raises:
         ApiError: 400, there is none.
     """
-    for protocol in (part.strip() for part in offered.split(",")):
+    for protocol in (part.strip() for part in offered.split(",")):  # nothing offered is the protocol ""
         if protocol in known:
             return protocol
     raise ApiError(400, f"unable to upgrade: client supports [{offered}], server accepts {list(known)}")
@@ -46,7 +46,7 @@ def shake_hands(connection: Connection, headers: Mapping[str, str], protocol: st
         "Upgrade: websocket",
         "Connection: Upgrade",
         f"Sec-WebSocket-Accept: {base64.b64encode(digest).decode()}",
-        f"Sec-WebSocket-Protocol: {protocol}",
+        *([f"Sec-WebSocket-Protocol: {protocol}"] if protocol else []),
     ]
     connection.send(("\r\n".join(lines) + "\r\n\r\n").encode())
     return WebSocket(connection)

@@ -136,6 +136,8 @@ class Server:
     async def _generate(self, request: web.Request, body: dict[str, Any], text: str, chat: bool) -> web.StreamResponse:
         if refused := self._admit():
             return refused
+        if self._hung:
+            await asyncio.Event().wait()
         prompt = tokens(text) + (TEMPLATE_TOKENS if chat else 0)
         context = self.serving.engine.plan.settings.context_length
         wanted = body.get("max_completion_tokens") or body.get("max_tokens") or (context - prompt if chat else 16)

@@ -19,11 +19,11 @@ Ended = Callable[[int], None]
 class Helper:
     """A process of ours that takes JSON lines and ends, with all that it holds, when its input does."""
 
-    def __init__(self, module: str, hear: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(self, module: str, hear: Callable[[Mapping[str, Any]], None], *words: str) -> None:
         self._hear = hear
         self._lock = threading.Lock()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, *words],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -62,12 +62,15 @@ class Helper:
 
 
 class Containers:
-    """Starts and signals processes; ``ended`` is called in a thread of its own with the exit code."""
+    """Starts and signals processes; ``ended`` is called in a thread of its own with the exit code.
 
-    def __init__(self) -> None:
+    The folder goes with the last of them, also when this process is killed.
+    """
+
+    def __init__(self, folder: Path) -> None:
         self._ended: dict[str, Ended] = {}
         self._pids: dict[str, int] = {}
-        self._helper = Helper("tests.emulator.world.runtime", self._hear)
+        self._helper = Helper("tests.emulator.world.runtime", self._hear, str(folder))
 
     def start(self, name: str, argv: Sequence[str], env: Mapping[str, str], log: Path, cwd: Path, ended: Ended) -> None:
         self._ended[name] = ended

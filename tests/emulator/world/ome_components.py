@@ -160,7 +160,7 @@ def components(service: Object, model: Object | None, runtime: Object) -> list[C
     spec, said = service["spec"], runtime["spec"]
     if spec.get("engine") is None:
         raise Unmergeable("DeploymentModeError", "engine component is required")
-    if (spec["engine"].get("minReplicas") or 1) == 0:
+    if spec["engine"].get("minReplicas") == 0:
         raise Unmergeable("ServerlessModeRejected", "Serverless deployments need Knative, which is not installed")
     if spec["engine"].get("leader") is not None:
         raise Unmergeable("InternalError", "the LeaderWorkerSet CRD is not installed")

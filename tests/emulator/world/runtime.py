@@ -2,7 +2,8 @@
 
 It reads orders as JSON lines from its standard input and answers with facts on its standard output. Engines are
 forked from it, so that a pod starts in milliseconds. When its input ends, because the test process has ended in any
-way at all, it kills every container and ends as well; when it is killed itself, the kernel kills its containers.
+way at all, it kills every container, removes the folders in its arguments and ends as well; when it is killed itself,
+the kernel kills its containers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import traceback
@@ -52,6 +54,10 @@ def main() -> None:
                 _obey(json.loads(line), running)
     for pid in running:
         _signal(pid, signal.SIGKILL)
+    for pid in running:
+        os.waitpid(pid, 0)
+    for folder in sys.argv[1:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _obey(order: Order, running: dict[int, str]) -> None:

@@ -28,7 +28,7 @@ class World:
 
     def __init__(self, context: Context, nodes: list[Node], *, ome: bool) -> None:
         self.context = context
-        self.containers = Containers()
+        self.containers = Containers(context.folder)
         self.kubelet = Kubelet(nodes, context, self.containers)
         self._scheduler = Scheduler(context.store)
         self._workloads = Workloads(context)

@@ -1,0 +1,210 @@
+"""A namespace of a Kubernetes cluster with OME, as the site of an experiment.
+
+Looked at before anything is created, held by the anchor while the experiment runs, and empty of its objects afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from raytune_autotuner import recovery, resources
+from raytune_autotuner.anchor import Anchor, object_name
+from raytune_autotuner.backends import Backend
+from raytune_autotuner.backends.ome import OmeBackend
+from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, SecretKey, Section
+from raytune_autotuner.backends.ome_runtime import Program, Runtime, read_runtime
+from raytune_autotuner.benchmarks import Benchmark
+from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings, problems
+from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.doctor import Finding, Needs, examine, gpu_nodes
+from raytune_autotuner.engines import Engine, build_argv, gpu_count, load_engine
+from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.kube import Cluster
+from raytune_autotuner.records import Parameters, TrialId
+from raytune_autotuner.spec import Task
+
+GPU_RESOURCE = "ome_gpu"
+"""Ray's name for a GPU that OME may use; Ray nodes declare as many as the cluster has."""
+SWEEP_S = 300.0
+DRIVER_CPUS = 0.5
+"""Of a trial's worker, which waits and runs the benchmark client."""
+
+
+@dataclass(frozen=True)
+class Ome:
+    """A namespace of a cluster."""
+
+    task: Task
+    settings: OmeSettings
+    experiment: str = ""
+
+    def cluster(self) -> Cluster:
+        return connect(self.task)
+
+    def backend(self, gpus: int) -> Backend:
+        return OmeBackend(self.cluster(), replace(self.settings, gpus_per_replica=gpus))
+
+    def gpus(self, engine_gpus: int) -> int:
+        beside = sum(part.gpus * part.replicas for part in self.settings.sections.values())
+        return engine_gpus * self.settings.replicas + beside
+
+    def reserved(self, gpus: int) -> dict[str, float]:
+        return {"CPU": self.task.resources.cpus or DRIVER_CPUS, GPU_RESOURCE: float(gpus)}
+
+    def declared(self) -> dict[str, float]:
+        """The cluster's GPUs that no pod has asked for."""
+        return {GPU_RESOURCE: float(sum(node.free for node in gpu_nodes(self.cluster())))}
+
+    def benchmark(self, trial: TrialId) -> Benchmark | None:
+        ome = self.task.ome
+        if ome.benchmark == "direct":
+            return None
+        settings = OmeJobSettings(
+            benchmark=self.task.benchmark,
+            namespace=self.settings.namespace,
+            experiment=self.experiment,
+            trial=trial,
+            service=object_name(self.experiment, trial),
+            image=ome.benchmark_image,
+            claim=ome.results_claim,
+            owner=self.settings.owner or {},
+            template=(resources.templates() / "ome" / "benchmark_job.yaml.j2").read_text(encoding="utf-8"),
+            node_selector=ome.node_selector,
+            tolerations=ome.tolerations,
+        )
+        return OmeJob(self.cluster(), settings)
+
+    @contextmanager
+    def held(self, experiment: str) -> Iterator[Ome]:
+        cluster, namespace = self.cluster(), self.settings.namespace
+        recovery.remove(cluster, recovery.find_orphans(cluster, namespace), Deadline.after(SWEEP_S))
+        with Anchor.create(cluster, namespace, experiment, f"experiment {experiment}") as anchor:
+            try:
+                recovery.sweep(anchor, Deadline.after(SWEEP_S))
+                owner = anchor.owner_reference()
+                yield replace(self, settings=replace(self.settings, owner=owner), experiment=experiment)
+            finally:
+                recovery.sweep(anchor, Deadline.after(SWEEP_S))
+                anchor.delete()
+
+
+def connect(task: Task) -> Cluster:
+    return Cluster.connect(task.ome.kubeconfig, task.ome.context)
+
+
+def namespace_of(task: Task) -> str:
+    return task.ome.namespace or task.model.namespace or "default"
+
+
+def needs(task: Task, gpus: int) -> Needs:
+    """What ``doctor`` has to look at for a task whose largest trial takes that many GPUs on a node."""
+    return Needs(
+        namespace=namespace_of(task),
+        model=task.model.name,
+        runtime=task.base_runtime,
+        model_kind=task.ome.model_kind,
+        runtime_kind=task.ome.runtime_kind or "ClusterServingRuntime",
+        gpus=gpus,
+        claim=task.ome.results_claim if task.ome.benchmark == "benchmark_job" else None,
+        port_forward=task.ome.access != "service",
+    )
+
+
+def check_up(task: Task, gpus: int) -> list[Finding]:
+    return examine(connect(task), needs(task, gpus))
+
+
+def open_ome(task: Task, engine: Engine, gpus: int) -> tuple[Ome, Runtime, Engine]:
+    """The site of an OME task, with the runtime in use today and the engine that it runs.
+
+    Raises:
+        EnvironmentFault: something in the cluster is missing; says what and how to mend it.
+        SpecError: the task cannot be run that way.
+    """
+    if task.ome.benchmark == "benchmark_job" and (found := problems(task.benchmark)):
+        raise SpecError(found)
+    faults = [finding for finding in check_up(task, gpus) if finding.level == "error"]
+    if faults:
+        raise EnvironmentFault("the cluster is not ready:\n" + "\n".join(map(described, faults)))
+    assert task.base_runtime is not None
+    runtime = read_runtime(connect(task), task.base_runtime, task.ome.runtime_kind, namespace_of(task))
+    engine = engine if task.engine else _engine_of(runtime, engine)
+    return Ome(task, _settings(task, runtime, engine)), runtime, engine
+
+
+def described(finding: Finding) -> str:
+    return f"{finding.level}: {finding.subject}: {finding.message}" + (f"; run: {finding.fix}" if finding.fix else "")
+
+
+def _engine_of(runtime: Runtime, assumed: Engine) -> Engine:
+    words = " ".join((*runtime.command, *runtime.args[:3]))
+    found = next((name for name in ("sglang", "vllm") if name in words), assumed.name)
+    return assumed if found == assumed.name else load_engine(found)
+
+
+def _settings(task: Task, runtime: Runtime, engine: Engine) -> OmeSettings:
+    ome = task.ome
+    return OmeSettings(
+        namespace=namespace_of(task),
+        model=Reference(ome.model_kind, task.model.name),
+        runtime=Reference(runtime.kind, runtime.name),
+        template=Path(ome.template).read_text(encoding="utf-8") if ome.template else "",
+        template_source=ome.template or OmeSettings.template_source,
+        labels=ome.labels,
+        annotations=ome.annotations,
+        replicas=ome.replicas,
+        node_selector=ome.node_selector,
+        tolerations=ome.tolerations,
+        priority_class=ome.priority_class,
+        image=ome.image,
+        env=ome.env,
+        secret_env={name: SecretKey(ref.secret, ref.key) for name, ref in ome.secret_env.items()},
+        port=runtime.port,
+        container=runtime.engine.container,
+        probed=runtime.engine.probed,
+        decoder=_decoder(task, runtime, engine),
+        router=_router(task, runtime),
+        access=ome.access,
+        schedule_s=ome.schedule_timeout_s,
+        pull_s=ome.pull_timeout_s,
+        load_s=ome.load_timeout_s,
+        teardown_s=ome.teardown_timeout_s,
+    )
+
+
+def _decoder(task: Task, runtime: Runtime, engine: Engine) -> Section | None:
+    if task.ome.decoder is None:
+        return None
+    program = _declared(runtime.decoder, runtime, "decoder")
+    parameters: Parameters = task.ome.decoder.parameters
+    argv = build_argv(
+        engine,
+        command=program.command,
+        runtime_args=program.args,
+        extra_args=(),
+        parameters=parameters,
+        raw_flags={},
+        facts=PLACED,
+    )
+    gpus = gpu_count(engine, parameters, program.args)
+    return Section(argv, gpus, task.ome.decoder.replicas, program.container, program.probed)
+
+
+PLACED: Mapping[str, str] = {"host": "0.0.0.0", "python": "python3"}
+
+
+def _router(task: Task, runtime: Runtime) -> Section | None:
+    if task.ome.router is None:
+        return None
+    program = _declared(runtime.router, runtime, "router")
+    argv = (*program.command, *task.ome.router.args) if task.ome.router.args else ()
+    return Section(argv, 0, task.ome.router.replicas, program.container, program.probed)
+
+
+def _declared(program: Program | None, runtime: Runtime, name: str) -> Program:
+    if program is None:
+        raise SpecError.single(f"ome.{name}", f"{runtime.kind} {runtime.name} has no {name}")
+    return program

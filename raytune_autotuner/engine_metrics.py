@@ -45,7 +45,7 @@ class EngineMetrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        if self._thread is not None:
+        if self._thread is not None and kind is None:  # a rung that failed does not wait for an engine that hangs
             self._thread.join(2 * SCRAPE_TIMEOUT_S)
 
     def stats(self) -> EngineStats | None:

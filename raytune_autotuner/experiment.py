@@ -75,7 +75,9 @@ def run(setup: Setup, options: Options) -> Results:
         with ExitStack() as stack:
             stack.enter_context(_orderly_stop(setup))
             folder = stack.enter_context(_scratch(setup.folder.name))
-            setup = replace(setup, site=stack.enter_context(setup.site.held(setup.folder.name)))
+            setup = replace(
+                setup, site=stack.enter_context(setup.site.held(setup.folder.name, setup.folder.root.location()))
+            )
             stack.enter_context(_ray(setup, folder, options))
             setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
             _check_resources(setup)

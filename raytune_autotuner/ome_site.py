@@ -14,10 +14,10 @@ from raytune_autotuner import recovery, resources
 from raytune_autotuner.anchor import Anchor, object_name
 from raytune_autotuner.backends import Backend
 from raytune_autotuner.backends.ome import OmeBackend
-from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, SecretKey, Section
+from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, SecretKey, Section, check_template
 from raytune_autotuner.backends.ome_runtime import Program, Runtime, read_runtime
 from raytune_autotuner.benchmarks import Benchmark
-from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings, problems
+from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.doctor import Finding, Needs, examine, gpu_nodes
 from raytune_autotuner.engines import Engine, build_argv, gpu_count, load_engine
@@ -29,6 +29,8 @@ from raytune_autotuner.spec import Task
 GPU_RESOURCE = "ome_gpu"
 """Ray's name for a GPU that OME may use; Ray nodes declare as many as the cluster has."""
 SWEEP_S = 300.0
+DOCTOR_S = 5.0
+"""The patience of questions that only look; a dead webhook would take a minute else."""
 DRIVER_CPUS = 0.5
 """Of a trial's worker, which waits and runs the benchmark client."""
 
@@ -78,10 +80,10 @@ class Ome:
         return OmeJob(self.cluster(), settings)
 
     @contextmanager
-    def held(self, experiment: str) -> Iterator[Ome]:
+    def held(self, experiment: str, holder: str) -> Iterator[Ome]:
         cluster, namespace = self.cluster(), self.settings.namespace
         recovery.remove(cluster, recovery.find_orphans(cluster, namespace), Deadline.after(SWEEP_S))
-        with Anchor.create(cluster, namespace, experiment, f"experiment {experiment}") as anchor:
+        with Anchor.create(cluster, namespace, experiment, holder) as anchor:
             try:
                 recovery.sweep(anchor, Deadline.after(SWEEP_S))
                 owner = anchor.owner_reference()
@@ -114,7 +116,7 @@ def needs(task: Task, gpus: int) -> Needs:
 
 
 def check_up(task: Task, gpus: int) -> list[Finding]:
-    return examine(connect(task), needs(task, gpus))
+    return examine(connect(task).with_patience(DOCTOR_S), needs(task, gpus))
 
 
 def open_ome(task: Task, engine: Engine, gpus: int) -> tuple[Ome, Runtime, Engine]:
@@ -124,8 +126,6 @@ def open_ome(task: Task, engine: Engine, gpus: int) -> tuple[Ome, Runtime, Engin
         EnvironmentFault: something in the cluster is missing; says what and how to mend it.
         SpecError: the task cannot be run that way.
     """
-    if task.ome.benchmark == "benchmark_job" and (found := problems(task.benchmark)):
-        raise SpecError(found)
     faults = [finding for finding in check_up(task, gpus) if finding.level == "error"]
     if faults:
         raise EnvironmentFault("the cluster is not ready:\n" + "\n".join(map(described, faults)))
@@ -147,11 +147,14 @@ def _engine_of(runtime: Runtime, assumed: Engine) -> Engine:
 
 def _settings(task: Task, runtime: Runtime, engine: Engine) -> OmeSettings:
     ome = task.ome
+    template = Path(ome.template).read_text(encoding="utf-8") if ome.template else ""
+    if ome.template:
+        check_template(template, ome.template)
     return OmeSettings(
         namespace=namespace_of(task),
         model=Reference(ome.model_kind, task.model.name),
         runtime=Reference(runtime.kind, runtime.name),
-        template=Path(ome.template).read_text(encoding="utf-8") if ome.template else "",
+        template=template,
         template_source=ome.template or OmeSettings.template_source,
         labels=ome.labels,
         annotations=ome.annotations,

@@ -182,6 +182,10 @@ def _load_s(benchmark: Benchmark, load: Load, requests: int) -> float:
 
 
 def _notes(task: Task, engine: Engine, points: int, grid_points: int | None) -> Iterator[str]:
+    if task.ome.benchmark == "benchmark_job":
+        from raytune_autotuner.benchmarks import ome_job  # the client of Kubernetes is slow to import
+
+        yield from ome_job.notes(task.benchmark)
     """What the task leaves open and how it was read."""
     benchmark, iterations = task.benchmark, task.optimization.max_iterations
     if task.engine is None:

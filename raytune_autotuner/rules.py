@@ -95,6 +95,14 @@ def _traffic(task: Task) -> Iterator[Fault]:
             yield (*at, n), f"`{text}` is given twice"
 
 
+def _benchmark_job(task: Task) -> Iterator[Fault]:
+    if task.ome.benchmark == "benchmark_job":
+        from raytune_autotuner.benchmarks.ome_job import problems  # the client of Kubernetes is slow to import
+
+        for problem in problems(task.benchmark):
+            yield tuple(problem.place.split(".")), problem.message
+
+
 def _api_backend(task: Task) -> Iterator[Fault]:
     if task.benchmark.task == "text-to-rerank" and task.benchmark.api_backend == "openai":
         yield ("benchmark", "api_backend"), "found `openai`, which has no rerank; valid are vllm, sglang"
@@ -191,6 +199,7 @@ TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
     _backend: ("backend", "base_runtime", "runtime", "ome", "model"),
     _tokenizer: ("benchmark.model_tokenizer", "model"),
     _traffic: ("benchmark.task", "benchmark.traffic_scenarios", "benchmark.dataset"),
+    _benchmark_job: ("benchmark", "ome"),
     _api_backend: ("benchmark.task", "benchmark.api_backend"),
     _levels: ("benchmark.task", "benchmark.num_concurrency", "benchmark.batch_sizes"),
     _rungs: ("benchmark",),

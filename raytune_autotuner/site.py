@@ -36,8 +36,8 @@ class Site(Protocol):
     def benchmark(self, trial: TrialId) -> Benchmark | None:
         """The site's own way to measure; ``None`` for genai-bench beside the trial."""
 
-    def held(self, experiment: str) -> AbstractContextManager[Site]:
-        """A context manager that yields the site as the experiment's own and cleans it up afterwards."""
+    def held(self, experiment: str, holder: str) -> AbstractContextManager[Site]:
+        """The site as the experiment's own, cleaned up afterwards; ``holder`` says for people who has it."""
 
 
 @dataclass(frozen=True)
@@ -63,5 +63,5 @@ class Local:
         return None
 
     @contextmanager
-    def held(self, experiment: str) -> Iterator[Local]:
+    def held(self, experiment: str, holder: str) -> Iterator[Local]:
         yield self

@@ -19,6 +19,7 @@ from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.records import TrialId, config_hash
 from raytune_autotuner.results import Results
+from raytune_autotuner.site import Local
 from raytune_autotuner.spec import parse_task
 from raytune_autotuner.storage import ExperimentFolder, Storage
 from tests.fakes.trials import FakeSetup
@@ -62,7 +63,8 @@ def fake_setup(tmp_path: Path, **changes: Any) -> FakeSetup:
         at[last] = value
     task = parse_task(data, "task.yaml")
     folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
-    return FakeSetup(task, load_engine("llamacpp"), folder, tokenizer="", facts={"served_name": "m"})
+    site = Local(task.resources.cpus)
+    return FakeSetup(task, load_engine("llamacpp"), folder, tokenizer="", site=site, facts={"served_name": "m"})
 
 
 def run(tmp_path: Path, **changes: Any) -> Results:

@@ -7,10 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raytune_autotuner.checks import load_checked
+from raytune_autotuner.cli import main
 from raytune_autotuner.errors import SpecError
 
 HEAD = "task_name: t\nmodel: {name: m}\nbase_runtime: rt\n"
@@ -428,6 +430,16 @@ MALFORMED = {
         "benchmark.rungs[1].traffic_scenarios[0] (line 4)",
         ["valid are D(100,100)"],
     ),
+    "dataset in a BenchmarkJob": (
+        benchmark("dataset: {path: data.csv, prompt_column: a}") + "ome: {benchmark: benchmark_job}\n",
+        "benchmark.dataset (line 4)",
+        ["OME ignores", "--direct"],
+    ),
+    "ome on this machine": (
+        LOCAL + "engine: llamacpp\nmodel: {name: m, path: m.gguf}\nome: {replicas: 2}\n",
+        "ome",
+        ["local"],
+    ),
     "no rungs": (benchmark("rungs: []"), "benchmark.rungs (line 4)", ["is empty"]),
     "asha on one rung": (
         benchmark("rungs: [{}]") + "optimization: {scheduler: {type: asha}}\n",
@@ -455,6 +467,10 @@ def test_malformed(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert any(all(word in problem for word in words) for problem in at_place), str(error)
     assert len(error.problems) <= 2, str(error)
     assert error.source == "task.yaml"
+    result = CliRunner().invoke(main, ["validate", "task.yaml"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: task.yaml: ")
+    assert "Traceback" not in result.output
 
 
 def test_the_key_itself_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,9 +137,12 @@ class OmeBackend:
 
     def _await_ready(self, observer: Observer, deadline: Deadline, progress: Progress) -> None:
         """Follow the service until it says that it is ready; every stage has a deadline of its own."""
-        stage, limit, told, argv_checked = "", deadline, ("", ""), False
+        stage, limit, told, argv_checked, seen = "", deadline, ("", ""), False, False
         while True:
             view = observer.view
+            seen = seen or view.service is not None
+            if seen and _is_going(view.service):
+                self._confirm_deletion()
             now = progress_of(view, self._settings.conditions, self._settings.pods)
             if view.live_pods and not argv_checked:
                 argv_checked = self._check_argv(view)
@@ -275,6 +278,12 @@ class OmeBackend:
             if gone := self._pods - _uids(t for t in found if not t["metadata"].get("deletionTimestamp")):
                 raise TransientError(f"{self._name}: {len(gone)} of its pods were taken away")
 
+    def _confirm_deletion(self) -> None:
+        """Ask the server itself whether somebody has deleted the service; what was seen may be one before it."""
+        with contextlib.suppress(Unreachable):
+            if _is_going(self._cluster.with_patience(0).get(INFERENCE_SERVICE, self._name, self._settings.namespace)):
+                raise TransientError(f"{self._name} was deleted while it started")
+
     def _check_nodes(self, view: View) -> None:
         """Pods that are not ready may have lost their node, which they do not say themselves."""
         if not self._next_node_check.expired:
@@ -328,6 +337,10 @@ def _engines(view: View) -> list[Manifest]:
 
 def _uids(things: Iterable[Manifest]) -> set[str]:
     return {thing["metadata"]["uid"] for thing in things}
+
+
+def _is_going(thing: Manifest | None) -> bool:
+    return thing is None or "deletionTimestamp" in thing["metadata"]
 
 
 def _is_ready(thing: Manifest) -> bool:

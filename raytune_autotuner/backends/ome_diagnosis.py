@@ -92,7 +92,7 @@ def _containers(pod: Manifest, events: Iterable[Manifest]) -> Iterator[Diagnosis
     for container in status.get("containerStatuses") or ():
         yield from _ended(pod, container, events)
     for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
-        yield from _waiting(pod, container)
+        yield from _waiting(pod, container, events)
 
 
 def _init(pod: Manifest, container: Mapping[str, Any]) -> Iterator[Diagnosis]:
@@ -159,14 +159,21 @@ def _killing(pod: Manifest, events: Iterable[Manifest]) -> str | None:
     return None
 
 
-def _waiting(pod: Manifest, container: Mapping[str, Any]) -> Iterator[Diagnosis]:
+def _waiting(pod: Manifest, container: Mapping[str, Any], events: Iterable[Manifest]) -> Iterator[Diagnosis]:
     waiting = (container.get("state") or {}).get("waiting") or {}
     name, reason = pod["metadata"]["name"], waiting.get("reason")
     words = f"pod {name}, {container['name']}: {reason}: {waiting.get('message', '')}"
     if reason in PULL_FAULTS:
-        yield Diagnosis("image", f"{words} ({container.get('image', '')})", name, container["name"])
+        told = f"{words} ({container.get('image', '')})" + (f": {said}" if (said := _pull_failure(pod, events)) else "")
+        yield Diagnosis("image", told, name, container["name"])
     elif reason in CONFIG_FAULTS:
         yield Diagnosis("config", words, name, container["name"])
+
+
+def _pull_failure(pod: Manifest, events: Iterable[Manifest]) -> str:
+    """What the registry said, which a pod that backs off says no more."""
+    said = [str(e.get("message")) for e in _about(pod, events) if e.get("reason") == "Failed"]
+    return next((words for words in said if words.startswith("Failed to pull image")), "")
 
 
 def _mounts(pod: Manifest, events: Iterable[Manifest]) -> Iterator[Diagnosis]:

@@ -105,7 +105,7 @@ def remove(cluster: Cluster, namespace: str, name: str, deadline: Deadline) -> N
             if force and force[0][1].expired:
                 grace_s, _ = force.pop(0)
                 _end(cluster, left, grace_s)
-            changes.wait(deadline.sooner(1.0))
+            changes.wait((force[0][1] if force else deadline).sooner(1.0))
 
 
 def remains(cluster: Cluster, namespace: str, name: str) -> list[Manifest]:

@@ -15,6 +15,8 @@ from raytune_autotuner.records import Endpoint, EngineStats
 
 INTERVAL_S = 1.0
 SCRAPE_TIMEOUT_S = 5.0
+FAILED_S = 1.0
+"""How long work that has failed waits for the last scrape: its engine may hang."""
 
 Samples = Mapping[str, Sequence[float]]
 """Values by metric, one for each set of labels."""
@@ -45,8 +47,8 @@ class EngineMetrics:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._over.set()
-        if self._thread is not None and kind is None:  # a rung that failed does not wait for an engine that hangs
-            self._thread.join(2 * SCRAPE_TIMEOUT_S)
+        if self._thread is not None:
+            self._thread.join(2 * SCRAPE_TIMEOUT_S if kind is None else FAILED_S)
 
     def stats(self) -> EngineStats | None:
         """What was seen so far; ``None`` when nothing was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,3 +211,37 @@ def test_a_tokenizer_that_is_none_ends_before_any_engine_starts(tmp_path: Path) 
     assert code == 3, output(tmp_path)
     assert "tokenizer" in output(tmp_path)
     assert ExperimentFolder(Storage(str(tmp_path / "store")), "e2e-tok").states() == []
+
+
+LOOPBACK_UP = """
+import fcntl, os, socket, struct, sys
+SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8914, 0x1, 0x40
+fcntl.ioctl(socket.socket(), SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP | IFF_RUNNING))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_a_run_needs_no_network_but_loopback(tmp_path: Path) -> None:
+    """In a network namespace of its own, with nothing but loopback."""
+    isolated = ["unshare", "--map-root-user", "--net"]
+    if shutil.which("unshare") is None or subprocess.run([*isolated, "true"], check=False).returncode:
+        pytest.skip("this machine lets nobody make a network namespace (unshare --map-root-user --net)")
+    task = write_task(
+        tmp_path,
+        optimization__max_iterations=1,
+        optimization__scheduler="none",
+        optimization__confirm={"repeats": 0},
+        benchmark__rungs=[{"max_requests": 4}],
+    )
+    result = subprocess.run(
+        [*isolated, sys.executable, "-c", LOOPBACK_UP, COMMAND, "run", str(task), "--name", "e2e-net"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    doc = json.loads((tmp_path / "results" / "e2e_results.json").read_text())
+    assert [entry["outcome"] for entry in doc["all_results"]] == ["completed", "completed"]

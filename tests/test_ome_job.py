@@ -16,8 +16,9 @@ import yaml
 
 from raytune_autotuner import spec
 from raytune_autotuner.anchor import Anchor, labels, object_name
+from raytune_autotuner.backends.ome_manifest import SecretKey
 from raytune_autotuner.benchmarks import ome_job, ome_reader, ome_run
-from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings, SecretKey, manifest, notes, problems
+from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings, manifest, notes, problems
 from raytune_autotuner.benchmarks.ome_reader import files_in
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible

@@ -32,6 +32,8 @@ ASIDE_S = 5.0
 REQUEST_TIMEOUT_S = 10.0
 """The health check of SGLang generates a token."""
 NODE_CHECK_S = 5.0
+NODE_WARNING = "NodeNotReady"
+"""The event with which the control plane tells a pod that its node no longer reports."""
 PHASES: dict[Stage, str] = {"schedule": "queue", "pull": "deploy", "load": "load"}
 PASSING: frozenset[Cause] = frozenset({"image", "mount", "quota", "lost", "init"})
 """Not the configuration's fault, and may be gone at the next attempt."""
@@ -54,6 +56,8 @@ class OmeBackend:
         self._pods: frozenset[str] = frozenset()
         """Those that are measured, by uid; empty before the service is ready."""
         self._next_node_check = Deadline.after(0)
+        self._node_warnings: set[str] = set()
+        """Events by uid that have led to a look at the nodes."""
 
     def start(self, deployment: Deployment, deadline: Deadline, progress: Progress) -> Endpoint:
         """See ``Backend.start``."""
@@ -285,11 +289,13 @@ class OmeBackend:
                 raise TransientError(f"{self._name} was deleted while it started")
 
     def _check_nodes(self, view: View) -> None:
-        """Pods that are not ready may have lost their node, which they do not say themselves."""
-        if not self._next_node_check.expired:
+        """Pods that are not ready may have lost their node, which they do not say themselves; an event may."""
+        warnings = {event["metadata"]["uid"] for event in view.events if event.get("reason") == NODE_WARNING}
+        warned = not warnings <= self._node_warnings
+        if not (warned or self._next_node_check.expired):
             return
-        self._next_node_check = Deadline.after(NODE_CHECK_S)
-        names = {pod["spec"].get("nodeName") for pod in view.live_pods if not _is_ready(pod)} - {None}
+        self._next_node_check, self._node_warnings = Deadline.after(NODE_CHECK_S), warnings
+        names = {pod["spec"].get("nodeName") for pod in view.live_pods if warned or not _is_ready(pod)} - {None}
         with contextlib.suppress(Rejected, Unreachable):  # nodes need not be readable
             for name in names:
                 node = self._aside.get(NODE, name)

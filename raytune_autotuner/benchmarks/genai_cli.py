@@ -30,6 +30,7 @@ from raytune_autotuner.benchmarks.genai_output import (
     find_result,
     parse_result,
     redact,
+    too_many_failed,
 )
 from raytune_autotuner.benchmarks.genai_server import Command, GenaiServer, answers, log_tail
 from raytune_autotuner.deadline import Deadline
@@ -37,8 +38,6 @@ from raytune_autotuner.errors import TransientError, TrialInfeasible
 from raytune_autotuner.metrics import error_ratio, summarise
 from raytune_autotuner.records import Endpoint, Load, LoadMetrics, Metrics, RequestSamples, Rung
 
-BATCH_TASKS = ("text-to-embeddings", "text-to-rerank")
-"""genai-bench iterates over batch sizes for these, with one request at a time."""
 PLACEHOLDER_KEY = "none"
 LOG, OUTPUT, RESULTS = "genai_bench.log", "stdout.log", "result"
 KEPT_LOG_CHARACTERS = 1_000_000
@@ -67,7 +66,7 @@ def argv(settings: spec.Benchmark, target: Target, load: Load, rung: Rung, folde
     Their order matters: genai-bench's checks of some look at those before. No key stands here, and nothing that
     makes it ask on the terminal.
     """
-    batched = settings.task in BATCH_TASKS
+    batched = settings.batched
     options: dict[str, object] = {
         "api-backend": target.api_backend,
         "api-key": PLACEHOLDER_KEY,
@@ -221,12 +220,11 @@ class GenaiCli:
             TrialInfeasible: too many requests failed.
         """
         metrics = with_dropped(measured, dropped_requests(_text(kept / LOG)))
-        if metrics.completed and metrics.values["error_ratio"] <= self._settings.max_error_ratio:
-            return metrics
-        wait.check()
-        share = f"{metrics.errors} of {metrics.errors + metrics.completed} requests failed"
-        allowed = f"allowed are {self._settings.max_error_ratio:.1%}"
-        raise TrialInfeasible("request_errors", f"{share}, {allowed}: {failure_reason(kept)}", log_tail(kept / LOG))
+        fault = too_many_failed(metrics, self._settings.max_error_ratio, kept, log_tail(kept / LOG))
+        if fault is not None:
+            wait.check()
+            raise fault
+        return metrics
 
 
 @dataclass

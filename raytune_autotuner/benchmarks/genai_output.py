@@ -16,7 +16,7 @@ from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from raytune_autotuner.errors import TransientError
+from raytune_autotuner.errors import TransientError, TrialInfeasible
 from raytune_autotuner.metrics import LATENCIES, error_ratio, steady, summarise
 from raytune_autotuner.records import Load, LoadMetrics, RequestSamples
 
@@ -143,6 +143,14 @@ def failure_reason(folder: Path) -> str | None:
             answer = f"HTTP {code}" if code is not None and code > 0 else "no usable answer"
             return f"{count} of {len(requests)} requests: {answer}: {_shortened(message or '')}"
     return None
+
+
+def too_many_failed(metrics: LoadMetrics, allowed: float, folder: Path, tail: str) -> TrialInfeasible | None:
+    """The verdict on a load in which more than the allowed share of the requests failed."""
+    if metrics.completed and metrics.values["error_ratio"] <= allowed:
+        return None
+    share = f"{metrics.errors} of {metrics.errors + metrics.completed} requests failed, allowed are {allowed:.1%}"
+    return TrialInfeasible("request_errors", f"{share}: {failure_reason(folder)}", tail)
 
 
 def dropped_requests(log: str) -> int:

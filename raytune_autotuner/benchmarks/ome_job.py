@@ -20,6 +20,7 @@ from typing import Any
 
 from raytune_autotuner import spec
 from raytune_autotuner.anchor import label_value, labels
+from raytune_autotuner.backends.ome_manifest import SecretKey
 from raytune_autotuner.benchmarks.genai_cli import merge, secrets_of, with_dropped
 from raytune_autotuner.benchmarks.genai_output import (
     REDACTED,
@@ -28,6 +29,7 @@ from raytune_autotuner.benchmarks.genai_output import (
     find_result,
     parse_result,
     redact,
+    too_many_failed,
 )
 from raytune_autotuner.benchmarks.ome_reader import Folder, read_folder
 from raytune_autotuner.benchmarks.ome_run import JobRun, Limits, Place, pods_of
@@ -56,14 +58,6 @@ TOKENS = re.compile(r"\b(hf|ghp|sk)[_-][A-Za-z0-9_-]{16,}")
 TASKS = ("text-to-text",)
 SCENARIOS = re.compile(r"N\(\d+,\d+\)/\(\d+,\d+\)|U\(\d+,\d+\)(/\(\d+,\d+\))?|D\(\d+,\d+\)")
 """What the webhook of OME takes and genai-bench understands."""
-
-
-@dataclass(frozen=True)
-class SecretKey:
-    """A value in a Secret of the trials' namespace."""
-
-    secret: str
-    key: str
 
 
 @dataclass(frozen=True)
@@ -298,12 +292,11 @@ class OmeJob:
             run.check()  # an engine that has gone explains more than what genai-bench says
             raise _failure(kept, log, f"{state} {run.message}".strip())
         measured = with_dropped(parse_result(result), dropped_requests(log))
-        limit = self._settings.benchmark.max_error_ratio
-        if measured.completed and measured.values["error_ratio"] <= limit:
-            return measured
-        run.check()
-        share = f"{measured.errors} of {measured.errors + measured.completed} requests failed, allowed are {limit:.1%}"
-        raise TrialInfeasible("request_errors", f"{share}: {failure_reason(kept)}", tail(log))
+        fault = too_many_failed(measured, self._settings.benchmark.max_error_ratio, kept, tail(log))
+        if fault is not None:
+            run.check()
+            raise fault
+        return measured
 
 
 def manifest(settings: OmeJobSettings, name: str, load: Load, rung: Rung, results: str) -> Manifest:

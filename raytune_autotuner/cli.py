@@ -17,7 +17,7 @@ from rich.console import Console
 
 from raytune_autotuner import __version__
 from raytune_autotuner.errors import EnvironmentFault, SpecError, TransientError
-from raytune_autotuner.init_task import GOALS, Wish, write_task
+from raytune_autotuner.planning.init_task import GOALS, Wish, write_task
 from raytune_autotuner.records import Parameters
 
 GC_S = 300.0
@@ -79,8 +79,8 @@ def main() -> None:
 def validate(task_file: Path, overrides: tuple[str, ...]) -> int:
     """Check a task file and show the plan: trials, rungs, time, cost. Starts nothing."""
     from raytune_autotuner import display
-    from raytune_autotuner.checks import load_checked
-    from raytune_autotuner.plan import make_plan, render
+    from raytune_autotuner.planning.checks import load_checked
+    from raytune_autotuner.planning.plan import make_plan, render
 
     task, engine = load_checked(task_file, overrides)
     display.console().print(render(make_plan(task, engine)))
@@ -94,7 +94,7 @@ def validate(task_file: Path, overrides: tuple[str, ...]) -> int:
 def doctor(task_file: Path, overrides: tuple[str, ...]) -> int:
     """Look at everything that an OME task needs of the cluster, and say what mends it. Creates nothing."""
     from raytune_autotuner import ome_site
-    from raytune_autotuner.checks import load_checked
+    from raytune_autotuner.planning.checks import load_checked
     from raytune_autotuner.setup import least_gpus
 
     task, engine = load_checked(task_file, overrides)
@@ -134,7 +134,7 @@ def gc(namespace: str, kubeconfig: str | None, context: str | None, yes: bool) -
 @_exit_codes
 def schema() -> int:
     """Print the JSON Schema of the task file."""
-    from raytune_autotuner.spec import json_schema
+    from raytune_autotuner.task.spec import json_schema
 
     click.echo(json.dumps(json_schema(), indent=2))
     return OK
@@ -181,8 +181,8 @@ def run(
 ) -> int:
     """Run the search that a task file describes."""
     from raytune_autotuner import display, experiment
-    from raytune_autotuner.checks import load_checked
-    from raytune_autotuner.plan import make_plan, render
+    from raytune_autotuner.planning.checks import load_checked
+    from raytune_autotuner.planning.plan import make_plan, render
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
 
@@ -210,7 +210,7 @@ def run(
 def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str, name: str | None) -> int:
     """Run one configuration, without a search."""
     from raytune_autotuner import display, experiment
-    from raytune_autotuner.checks import check_parameters, load_checked
+    from raytune_autotuner.planning.checks import check_parameters, load_checked
     from raytune_autotuner.records import TrialId, config_hash
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage

@@ -23,13 +23,13 @@ from ray import tune
 from raytune_autotuner import __version__
 from raytune_autotuner.actor import actor_class
 from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.planning.space import Space
 from raytune_autotuner.processes import owning_descendants, sweep
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Failure, Parameters, TrialRecord, TrialState
 from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
 from raytune_autotuner.search import Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.space import Space
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.trial import utc_now
 

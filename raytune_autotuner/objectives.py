@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.records import Direction, LoadMetrics, Metrics, Score
-from raytune_autotuner.spec import Optimization
+from raytune_autotuner.task.spec import Optimization
 
 WORST = 1e6
 """Stands for an unbounded violation, so that scores stay finite and can be written as JSON."""

@@ -24,7 +24,7 @@ from raytune_autotuner.engines import Engine, build_argv, gpu_count, load_engine
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.kube import Cluster
 from raytune_autotuner.records import Parameters, TrialId
-from raytune_autotuner.spec import Task
+from raytune_autotuner.task.spec import Task
 
 GPU_RESOURCE = "ome_gpu"
 """Ray's name for a GPU that OME may use; Ray nodes declare as many as the cluster has."""

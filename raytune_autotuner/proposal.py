@@ -8,7 +8,7 @@ from typing import Any
 
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.records import Outcome, Parameters, Score, TrialId, config_hash
-from raytune_autotuner.spec import Optimization
+from raytune_autotuner.task.spec import Optimization
 
 META = "_trial"
 BUDGET, LOSS = "rung_budget", "loss"

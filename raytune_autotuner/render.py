@@ -19,8 +19,8 @@ from jinja2 import meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from raytune_autotuner.errors import Problem, SpecError
-from raytune_autotuner.kube_kinds import Kind
-from raytune_autotuner.kube_watch import Manifest
+from raytune_autotuner.kube.kinds import Kind
+from raytune_autotuner.kube.watch import Manifest
 
 Variables = Mapping[str, Any]
 FILENAME = "<template>"

@@ -15,8 +15,8 @@ from typing import Any
 
 from raytune_autotuner.objectives import Context, rank
 from raytune_autotuner.records import Outcome, Parameters, TrialRecord
-from raytune_autotuner.spec import Task
 from raytune_autotuner.storage import ExperimentFolder
+from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Measurement, Verdict, compare
 
 

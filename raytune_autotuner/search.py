@@ -22,10 +22,10 @@ from ray.tune.search import Searcher
 
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.objectives import scalar
+from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import BUDGET, LOSS, META, Proposal
 from raytune_autotuner.records import Outcome, Parameters, Purpose, TrialId, config_hash
-from raytune_autotuner.space import Space
-from raytune_autotuner.spec import Optimization, Task
+from raytune_autotuner.task.spec import Optimization, Task
 
 WORST = 2.0
 """What a source is told of a configuration that cannot work: the upper end of ``objectives.scalar``."""

@@ -14,14 +14,14 @@ from raytune_autotuner.benchmarks.genai_cli import GenaiCli
 from raytune_autotuner.benchmarks.genai_server import GenaiServer
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import Engine, build_argv, gpu_count
+from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault
-from raytune_autotuner.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.objectives import Context
-from raytune_autotuner.plan import ladder
+from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.records import Parameters, Rung, TrialId
 from raytune_autotuner.site import Local, Site
-from raytune_autotuner.spec import Task
 from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.task.spec import Task
 from raytune_autotuner.trial import Job, Trial
 
 

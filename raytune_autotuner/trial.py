@@ -18,8 +18,8 @@ from typing import Any
 from raytune_autotuner.backends import Backend, Deployment
 from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engine_metrics import EngineMetrics
 from raytune_autotuner.engines import differences
+from raytune_autotuner.engines.engine_metrics import EngineMetrics
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from raytune_autotuner.checks import load_checked
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, main
+from raytune_autotuner.planning.checks import load_checked
 
 ROOT = Path(__file__).parent.parent
 

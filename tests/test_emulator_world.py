@@ -201,7 +201,7 @@ def test_a_service_becomes_ready_with_all_that_ome_makes_for_it(cluster: Emulato
             "trial": "7",
         }.items()
     )
-    assert "InferenceServiceReady" in reasons(cluster, name, "InferenceService")
+    until(lambda: "InferenceServiceReady" in reasons(cluster, name, "InferenceService"))
 
 
 @needs_crds
@@ -469,7 +469,7 @@ def test_a_failing_pull_shows_as_such(cluster: Emulator, name: str) -> None:
     fault = cluster.faults.add(pods=name, pull_fails="manifest unknown")
     serve(cluster, name, runner={"image": f"registry/{name}:v1"})
     until(lambda: waiting(cluster, name) == "ImagePullBackOff")
-    assert {"Failed", "BackOff", "Pulling"} <= reasons(cluster, name, "Pod")
+    until(lambda: {"Failed", "BackOff", "Pulling"} <= reasons(cluster, name, "Pod"))
     with pytest.raises(client.ApiException, match="trying and failing to pull image"):
         log(cluster, pods(cluster, name)[0]["metadata"]["name"])
     cluster.faults.pods.remove(fault)

@@ -9,8 +9,8 @@ from threading import Thread
 
 import pytest
 
-from raytune_autotuner.engine_metrics import EngineMetrics, labels, parse, pick, summary
 from raytune_autotuner.engines import Engine, MetricNames, load_engine
+from raytune_autotuner.engines.engine_metrics import EngineMetrics, labels, parse, pick, summary
 from raytune_autotuner.records import Endpoint, EngineStats
 from tests.waiting import until
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import yaml
 
-from raytune_autotuner import arguments
 from raytune_autotuner.engines import (
     Engine,
+    arguments,
     build_argv,
     classify,
     differences,
@@ -21,7 +21,7 @@ from raytune_autotuner.engines import (
 )
 from raytune_autotuner.errors import FailureClass, SpecError
 from raytune_autotuner.records import Parameters
-from raytune_autotuner.spec import Choice
+from raytune_autotuner.task.parameters import Choice
 
 SMALL: dict[str, Any] = {
     "description": "a small one",

@@ -20,8 +20,8 @@ from raytune_autotuner.experiment import Options
 from raytune_autotuner.records import TrialId, config_hash
 from raytune_autotuner.results import Results
 from raytune_autotuner.site import Local
-from raytune_autotuner.spec import parse_task
 from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.task.spec import parse_task
 from tests.fakes.trials import FakeSetup
 from tests.waiting import until
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytune_autotuner.expressions import MAX_DEPTH, MAX_LENGTH, ExpressionError, parse
+from raytune_autotuner.task.expressions import MAX_DEPTH, MAX_LENGTH, ExpressionError, parse
 
 VALUES = {"tp_size": 2, "dp_size": 4, "frac": 0.5, "policy": "lpm", "dp": True, "off": False, "unset": None}
 

@@ -21,7 +21,6 @@ from typing import Any
 import psutil
 import pytest
 
-from raytune_autotuner import spec
 from raytune_autotuner.benchmarks import genai_fork
 from raytune_autotuner.benchmarks.genai_cli import (
     GenaiCli,
@@ -40,6 +39,7 @@ from raytune_autotuner.benchmarks.genai_server import Command, GenaiServer, answ
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
 from raytune_autotuner.records import Endpoint, Load, Metrics, Rung
+from raytune_autotuner.task import spec
 from tests.fakes import tiny_tokenizer
 from tests.fakes.openai_server import Behaviour, FakeServer
 
@@ -642,7 +642,7 @@ TRIAL = textwrap.dedent("""
 OWNER = textwrap.dedent("""
     import sys
     from pathlib import Path
-    from raytune_autotuner import spec
+    from raytune_autotuner.task import spec
     from raytune_autotuner.benchmarks.genai_cli import GenaiCli
     from raytune_autotuner.deadline import Deadline
     from raytune_autotuner.records import Endpoint, Load, Rung

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from raytune_autotuner.checks import load_checked
 from raytune_autotuner.engines import engine_names
 from raytune_autotuner.errors import SpecError
-from raytune_autotuner.init_task import GOALS, Wish, write_task
+from raytune_autotuner.planning.checks import load_checked
+from raytune_autotuner.planning.init_task import GOALS, Wish, write_task
 
 OME = {"backend": "ome", "runtime": "rt", "tokenizer": "org/model"}
 LOCAL = {"backend": "local", "model_path": "/models/m"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raytune_autotuner import kube, kube_http, kube_watch
+from raytune_autotuner import kube
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError
 from raytune_autotuner.kube import (
@@ -26,6 +26,8 @@ from raytune_autotuner.kube import (
     Unauthorized,
     Unreachable,
 )
+from raytune_autotuner.kube import http as kube_http
+from raytune_autotuner.kube import watch as kube_watch
 from tests.fakes.api_stub import DROPPED, Answer, ApiStub, Asked, Watch, refusal, serve
 from tests.waiting import until
 

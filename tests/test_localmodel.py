@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from raytune_autotuner import gguf_tokenizer, localmodel, resources
+from raytune_autotuner import resources
+from raytune_autotuner.engines import gguf_tokenizer, localmodel
+from raytune_autotuner.engines.gguf_tokenizer import GgufError, read_metadata
+from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault
-from raytune_autotuner.gguf_tokenizer import GgufError, read_metadata
-from raytune_autotuner.localmodel import chat_template_file, model_path, tokenizer_for
-from raytune_autotuner.spec import ModelSpec
+from raytune_autotuner.task.spec import ModelSpec
 
 SPACE = "\u2581"
 TOKENS = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]

@@ -11,9 +11,9 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytune_autotuner.checks import load_checked
 from raytune_autotuner.cli import main
 from raytune_autotuner.errors import SpecError
+from raytune_autotuner.planning.checks import load_checked
 
 HEAD = "task_name: t\nmodel: {name: m}\nbase_runtime: rt\n"
 TOKENIZER = "model_tokenizer: org/model"

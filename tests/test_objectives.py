@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from raytune_autotuner.objectives import OBJECTIVES, WORST, Context, rank, scalar, score, violation
 from raytune_autotuner.records import Metrics
-from raytune_autotuner.spec import Optimization
+from raytune_autotuner.task.spec import Optimization
 from tests.fakes.trials import sample_metrics
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import requests
 
-from raytune_autotuner import kube_watch, loopback
+from raytune_autotuner import loopback
 from raytune_autotuner.backends import Backend, Deployment, ome, ome_access
 from raytune_autotuner.backends.ome import MANIFEST, OmeBackend
 from raytune_autotuner.backends.ome_access import Direct, Kubectl, Relay
@@ -22,6 +22,7 @@ from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, Sect
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
 from raytune_autotuner.kube import INFERENCE_SERVICE, POD, SERVICE, Cluster
+from raytune_autotuner.kube import watch as kube_watch
 from raytune_autotuner.records import Endpoint
 from tests.backend_contract import PATIENCE_S, BackendContract, Phases, start
 from tests.emulator.api import Admission, Fault

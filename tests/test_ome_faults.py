@@ -21,7 +21,7 @@ import psutil
 import pytest
 import requests
 
-from raytune_autotuner import kube_watch, recovery
+from raytune_autotuner import recovery
 from raytune_autotuner.anchor import Anchor
 from raytune_autotuner.backends import Deployment, Progress, ome
 from raytune_autotuner.backends.ome import OmeBackend
@@ -30,10 +30,11 @@ from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, ship
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import TrialInfeasible
 from raytune_autotuner.kube import Cluster
+from raytune_autotuner.kube import watch as kube_watch
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import Endpoint, Load, Metrics, Rung, TrialRecord
-from raytune_autotuner.spec import Optimization
 from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.task.spec import Optimization
 from raytune_autotuner.trial import Job, Trial, run
 from tests.emulator.api import Admission, Fault, denied_by_webhook, webhook_unreachable
 from tests.emulator.cluster import Emulator, Node

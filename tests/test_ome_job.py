@@ -14,7 +14,6 @@ import jsonschema
 import pytest
 import yaml
 
-from raytune_autotuner import spec
 from raytune_autotuner.anchor import Anchor, labels, object_name
 from raytune_autotuner.backends.ome_manifest import SecretKey
 from raytune_autotuner.benchmarks import ome_job, ome_reader, ome_run
@@ -24,6 +23,7 @@ from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
 from raytune_autotuner.kube import BENCHMARK_JOB, EVENT, POD, PVC, Kind, Unreachable
 from raytune_autotuner.records import Endpoint, Load, Metrics, Rung, TrialId
+from raytune_autotuner.task import spec
 from tests.fakes.cluster import FakeCluster, Manifest
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 import yaml
 
-from raytune_autotuner import spec
 from raytune_autotuner.anchor import Anchor, labels, object_name
 from raytune_autotuner.benchmarks import ome_run
 from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings
@@ -22,6 +21,7 @@ from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfe
 from raytune_autotuner.kube import BENCHMARK_JOB, INFERENCE_SERVICE, POD, Cluster
 from raytune_autotuner.records import Endpoint, Load, Rung, TrialId
 from raytune_autotuner.recovery import sweep
+from raytune_autotuner.task import spec
 from tests.emulator.api import ome_crds
 from tests.emulator.cluster import Emulator, Faults, Node
 from tests.waiting import until

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raytune_autotuner.checks import load_checked
-from raytune_autotuner.plan import Plan, duration, ladder, make_plan, render
+from raytune_autotuner.planning.checks import load_checked
+from raytune_autotuner.planning.plan import Plan, duration, ladder, make_plan, render
 from raytune_autotuner.records import Load, Rung, from_json, to_json
-from raytune_autotuner.spec import Task
+from raytune_autotuner.task.spec import Task
 
 SIMPLE = Path(__file__).parent.parent / "configs" / "simple_task.json"
 ASHA = "optimization.scheduler={type: asha}"

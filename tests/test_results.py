@@ -21,8 +21,8 @@ from raytune_autotuner.records import (
     config_hash,
 )
 from raytune_autotuner.results import document, ledger, load_results, to_text, trials_csv
-from raytune_autotuner.spec import Task, parse_task
 from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics
 
 

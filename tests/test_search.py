@@ -13,11 +13,11 @@ from ray.tune.search import Searcher
 
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.objectives import scalar
+from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import BUDGET, LOSS, META, Proposal, report
 from raytune_autotuner.records import Parameters, Score
 from raytune_autotuner.search import STRATEGIES, WORST, Ladder, ListSource, Proposer, make_scheduler, make_source
-from raytune_autotuner.space import Space
-from raytune_autotuner.spec import Optimization, Task, parse_task
+from raytune_autotuner.task.spec import Optimization, Task, parse_task
 
 FINAL = 2
 

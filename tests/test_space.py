@@ -12,11 +12,12 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from raytune_autotuner.checks import load_checked
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.errors import SpecError
-from raytune_autotuner.space import MAX_CANDIDATES, MAX_SPREAD, Dimension, Space
-from raytune_autotuner.spec import Boolean, Choice, FloatRange, IntRange, parse_task
+from raytune_autotuner.planning.checks import load_checked
+from raytune_autotuner.planning.space import MAX_CANDIDATES, MAX_SPREAD, Dimension, Space
+from raytune_autotuner.task.parameters import Boolean, Choice, FloatRange, IntRange
+from raytune_autotuner.task.spec import parse_task
 
 ENGINE = load_engine("sglang")
 SIMPLE = Path(__file__).parent.parent / "configs" / "simple_task.json"

@@ -10,10 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytune_autotuner import scenarios, taskfile
-from raytune_autotuner.checks import check, check_parameters, load_checked
 from raytune_autotuner.errors import SpecError
-from raytune_autotuner.spec import Asha, Choice, FloatRange, Task, json_schema, load_task, parse_task
+from raytune_autotuner.planning.checks import check, check_parameters, load_checked
+from raytune_autotuner.task import scenarios, taskfile
+from raytune_autotuner.task.parameters import Choice, FloatRange
+from raytune_autotuner.task.spec import Asha, Task, json_schema, load_task, parse_task
 
 SIMPLE = Path(__file__).parent.parent / "configs" / "simple_task.json"
 MINIMAL = {"task_name": "t", "model": {"name": "m"}}

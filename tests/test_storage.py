@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import RungRecord, TrialId, TrialRecord, TrialState, from_json, to_json
-from raytune_autotuner.spec import Optimization
 from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.task.spec import Optimization
 from tests.fakes.trials import sample_metrics
 
 TRIAL = TrialId("search", "abc123", 2)

@@ -11,8 +11,8 @@ from raytune_autotuner.backends import Deployment
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import Load, Parameters, Rung, TrialId, config_hash
-from raytune_autotuner.spec import Optimization
 from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.task.spec import Optimization
 from raytune_autotuner.trial import Clock, Job, Trial, run
 from tests.fakes.trials import FakeBackend, FakeBenchmark, Faults
 

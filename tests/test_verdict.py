@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raytune_autotuner.objectives import Context
-from raytune_autotuner.spec import Optimization
+from raytune_autotuner.task.spec import Optimization
 from raytune_autotuner.verdict import Measurement, compare
 from tests.fakes.trials import sample_metrics
 

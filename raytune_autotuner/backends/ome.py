@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from raytune_autotuner import anchor, arguments, loopback
+from raytune_autotuner import anchor, loopback
 from raytune_autotuner.backends import Deployment, Progress
 from raytune_autotuner.backends.local import KEPT_CHARACTERS, read_info
 from raytune_autotuner.backends.ome_access import Way, open_way
@@ -15,7 +15,7 @@ from raytune_autotuner.backends.ome_manifest import HOSTNAME, OmeSettings, full_
 from raytune_autotuner.backends.ome_runtime import GPU
 from raytune_autotuner.backends.ome_view import COMPONENT_LABEL, Observer, remains, remove
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import classify, differences
+from raytune_autotuner.engines import arguments, classify, differences
 from raytune_autotuner.errors import AutotunerError, EnvironmentFault, FailureClass, TransientError, TrialInfeasible
 from raytune_autotuner.kube import INFERENCE_SERVICE, NODE, Cluster, Manifest, Rejected, Unreachable
 from raytune_autotuner.records import Endpoint
@@ -32,6 +32,8 @@ ASIDE_S = 5.0
 REQUEST_TIMEOUT_S = 10.0
 """The health check of SGLang generates a token."""
 NODE_CHECK_S = 5.0
+LOST_S = 5.0
+"""For the teardown when a node is lost; at four fifths of it pods are removed by force."""
 NODE_WARNING = "NodeNotReady"
 """The event with which the control plane tells a pod that its node no longer reports."""
 PHASES: dict[Stage, str] = {"schedule": "queue", "pull": "deploy", "load": "load"}
@@ -56,6 +58,8 @@ class OmeBackend:
         self._pods: frozenset[str] = frozenset()
         """Those that are measured, by uid; empty before the service is ready."""
         self._next_node_check = Deadline.after(0)
+        self._node_lost = False
+        """Then nobody ends its pods, and waiting for them in good order is in vain."""
         self._node_warnings: set[str] = set()
         """Events by uid that have led to a look at the nodes."""
 
@@ -107,13 +111,14 @@ class OmeBackend:
             return
         self._save_logs()
         try:
-            remove(self._cluster, self._settings.namespace, self._name, deadline.sooner(self._settings.teardown_s))
+            patience_s = LOST_S if self._node_lost else self._settings.teardown_s
+            remove(self._cluster, self._settings.namespace, self._name, deadline.sooner(patience_s))
         except Rejected as error:
             raise TransientError(f"{self._name} cannot be removed: {error}") from error
         finally:
             if self._observer is not None:
                 self._observer.close()
-        self._observer, self._ours = None, False
+        self._observer, self._ours, self._node_lost = None, False, False
 
     @property
     def _started(self) -> Deployment:
@@ -300,6 +305,7 @@ class OmeBackend:
             for name in names:
                 node = self._aside.get(NODE, name)
                 if node is None or not _is_ready(node):
+                    self._node_lost = True
                     raise TransientError(f"node {name} is lost, and with it a pod of {self._name}")
 
     def _never_fits(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
-from raytune_autotuner import arguments
+from raytune_autotuner.engines import arguments
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.kube import CLUSTER_SERVING_RUNTIME, SERVING_RUNTIME, Cluster, Kind, Manifest
 

@@ -20,7 +20,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from raytune_autotuner import spec
 from raytune_autotuner.benchmarks.genai_fork import Order
 from raytune_autotuner.benchmarks.genai_output import (
     DEBUG_GLOB,
@@ -37,6 +36,7 @@ from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import TransientError, TrialInfeasible
 from raytune_autotuner.metrics import error_ratio, summarise
 from raytune_autotuner.records import Endpoint, Load, LoadMetrics, Metrics, RequestSamples, Rung
+from raytune_autotuner.task import spec
 
 PLACEHOLDER_KEY = "none"
 LOG, OUTPUT, RESULTS = "genai_bench.log", "stdout.log", "result"

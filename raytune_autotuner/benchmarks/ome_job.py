@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from raytune_autotuner import spec
 from raytune_autotuner.anchor import label_value, labels
 from raytune_autotuner.backends.ome_manifest import SecretKey
 from raytune_autotuner.benchmarks.genai_cli import merge, secrets_of, with_dropped
@@ -38,6 +37,7 @@ from raytune_autotuner.errors import EnvironmentFault, Problem, TransientError, 
 from raytune_autotuner.kube import BENCHMARK_JOB, POD, PVC, Cluster, Manifest, Rejected, Unreachable
 from raytune_autotuner.records import Endpoint, Load, LoadMetrics, Metrics, Rung, TrialId
 from raytune_autotuner.render import render
+from raytune_autotuner.task import spec
 
 MINUTE_S = 60
 CLIENT_S = 240.0

@@ -10,7 +10,7 @@ from raytune_autotuner.benchmarks.ome_reader import CLAIM, broken, stuck
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
 from raytune_autotuner.kube import BENCHMARK_JOB, EVENT, POD, Cluster, Event
-from raytune_autotuner.kube_watch import has_labels
+from raytune_autotuner.kube.watch import has_labels
 
 CHECK_EVERY_S = 1.0
 CLAIM_S = 60.0

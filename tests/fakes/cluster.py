@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from raytune_autotuner.kube import Conflict, Kind, Rejected
-from raytune_autotuner.kube_watch import Event, Matches, Subscription, has_labels
+from raytune_autotuner.kube.watch import Event, Matches, Subscription, has_labels
 
 Manifest = dict[str, Any]
 Key = tuple[Kind, str | None, str]

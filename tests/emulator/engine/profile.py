@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from raytune_autotuner import expressions
+from raytune_autotuner.task import expressions
 
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 GIB = 2**30

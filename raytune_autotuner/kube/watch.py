@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, cast
 
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import AutotunerError, TransientError
-from raytune_autotuner.kube_kinds import Kind
+from raytune_autotuner.kube.kinds import Kind
 
 Manifest = dict[str, Any]
 """A Kubernetes object as JSON has it."""

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from raytune_autotuner import expressions, scenarios
+from raytune_autotuner.task import expressions, scenarios
 
 
 def _expression(text: str) -> str:

@@ -28,7 +28,7 @@ from kubernetes.config import ConfigException
 
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import AutotunerError, EnvironmentFault, TransientError
-from raytune_autotuner.kube_watch import PAUSES_S, Gone, Manifest
+from raytune_autotuner.kube.watch import PAUSES_S, Gone, Manifest
 
 CONNECT_S = 5.0
 READ_S = 35.0

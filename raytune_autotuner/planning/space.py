@@ -17,12 +17,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raytune_autotuner import expressions
 from raytune_autotuner.engines import Engine
 from raytune_autotuner.errors import SpecError
-from raytune_autotuner.expressions import Expression, ExpressionError
 from raytune_autotuner.records import Parameters, ParameterValue
-from raytune_autotuner.spec import Boolean, Choice, FloatRange, IntRange, Parameter, Task
+from raytune_autotuner.task import expressions
+from raytune_autotuner.task.expressions import Expression, ExpressionError
+from raytune_autotuner.task.parameters import Boolean, Choice, FloatRange, IntRange, Parameter
+from raytune_autotuner.task.spec import Task
 
 MAX_CANDIDATES = 20_000
 """Grid points that are looked at; a larger grid is sampled first."""

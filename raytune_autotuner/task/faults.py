@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from raytune_autotuner.taskfile import Fault, Steps, at, found, meant
+from raytune_autotuner.task.taskfile import Fault, Steps, at, found, meant
 
 EXPECTED = {
     "string_type": "text",

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from raytune_autotuner import scenarios, taskfile
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.objectives import OBJECTIVES
-from raytune_autotuner.spec import Task
-from raytune_autotuner.taskfile import Fault, meant
+from raytune_autotuner.task import scenarios, taskfile
+from raytune_autotuner.task.spec import Task
+from raytune_autotuner.task.taskfile import Fault, meant
 
 DATASET_SUFFIXES = (".txt", ".csv", ".json")
 

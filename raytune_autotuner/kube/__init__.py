@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from raytune_autotuner import kube_http, kube_watch
 from raytune_autotuner.errors import EnvironmentFault
-from raytune_autotuner.kube_http import (
+from raytune_autotuner.kube import http as kube_http
+from raytune_autotuner.kube import watch as kube_watch
+from raytune_autotuner.kube.http import (
     Conflict,
     Connection,
     Lines,
@@ -22,7 +23,7 @@ from raytune_autotuner.kube_http import (
     Unauthorized,
     Unreachable,
 )
-from raytune_autotuner.kube_kinds import (
+from raytune_autotuner.kube.kinds import (
     BASE_MODEL,
     BENCHMARK_JOB,
     CLUSTER_BASE_MODEL,
@@ -49,7 +50,7 @@ from raytune_autotuner.kube_kinds import (
     SERVING_RUNTIME,
     Kind,
 )
-from raytune_autotuner.kube_watch import Event, Gone, Manifest, Matches, Subscription, has_labels
+from raytune_autotuner.kube.watch import Event, Gone, Manifest, Matches, Subscription, has_labels
 
 __all__ = [
     "BASE_MODEL",

@@ -9,121 +9,22 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, ValidationError
 
-from raytune_autotuner import scenarios, taskfile
 from raytune_autotuner.errors import SpecError
-from raytune_autotuner.faults import explain
-from raytune_autotuner.records import ParameterValue
-from raytune_autotuner.taskfile import Document, Fault, Steps
-from raytune_autotuner.texts import ExpressionText, ParameterName, ScenarioText, VariableName
+from raytune_autotuner.task import scenarios, taskfile
+from raytune_autotuner.task.faults import explain
+from raytune_autotuner.task.ome import OmeSpec
+from raytune_autotuner.task.parameters import Model, Parameter
+from raytune_autotuner.task.taskfile import Document, Fault, Steps
+from raytune_autotuner.task.texts import ExpressionText, ParameterName, ScenarioText, VariableName
 
 NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-
-
-class Model(BaseModel):
-    """Common settings of every part of the task: unknown fields are errors, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
-
-
-Scalar = Annotated[ParameterValue, Field(description="text, a number, true, false or null")]
-
-
-class ParameterCommon(Model):
-    when: ExpressionText | None = Field(
-        None, description="the parameter is used only when this holds, e.g. `enable_dp and tp_size > 1`"
-    )
-    flag: str | None = Field(
-        None,
-        pattern=r"^--?[A-Za-z][A-Za-z0-9_.-]*$",
-        description="the command-line flag, e.g. --my-flag, of a parameter that the engine file does not know",
-    )
-
-
-def _fault(field: str, message: str) -> PydanticCustomError:
-    """A fault of one field that shows only beside another field."""
-    return PydanticCustomError("task", "{message}", {"message": message, "steps": (field,)})
-
-
-class Choice(ParameterCommon):
-    type: Literal["choice"]
-    values: tuple[Scalar, ...] = Field(
-        min_length=1, description="what to choose from; true is the flag alone, false and null leave the flag out"
-    )
-
-    @model_validator(mode="after")
-    def _no_value_twice(self) -> Choice:
-        seen = [json.dumps(value) for value in self.values]
-        if twice := sorted({value for value in seen if seen.count(value) > 1}):
-            raise _fault("values", f"{', '.join(twice)} is given twice")
-        return self
-
-
-class IntRange(ParameterCommon):
-    type: Literal["int"]
-    low: int = Field(description="the smallest value")
-    high: int = Field(description="the largest value, itself included")
-    step: int = Field(1, ge=1, description="distance between values, counted from low")
-    log: bool = Field(False, description="search by ratio instead of by difference, e.g. 1, 10, 100")
-
-    @model_validator(mode="after")
-    def _is_range(self) -> IntRange:
-        _check_range(self.low, self.high, self.log, self.step)
-        return self
-
-
-class FloatRange(ParameterCommon):
-    type: Literal["float"]
-    low: float = Field(description="the smallest value")
-    high: float = Field(description="the largest value, itself included")
-    step: float | None = Field(None, gt=0, description="distance between values, counted from low; needed for a grid")
-    log: bool = Field(False, description="search by ratio instead of by difference, e.g. 0.01, 0.1, 1")
-
-    @model_validator(mode="after")
-    def _is_range(self) -> FloatRange:
-        _check_range(self.low, self.high, self.log, self.step)
-        return self
-
-
-MAX_STEPS = 2**53
-"""Indices beyond this are not exact."""
-
-
-def _check_range(low: float, high: float, log: bool, step: float | None) -> None:
-    if low >= high:
-        raise _fault("high", f"found {high:g}; it must be more than low, which is {low:g}")
-    if log and low <= 0:
-        raise _fault("low", f"found {low:g}; with log it must be more than 0")
-    if not math.isfinite(high - low):
-        raise _fault("high", f"the range from {low:g} to {high:g} is too wide")
-    if step is None:
-        return
-    steps = (high - low) / step
-    if steps > MAX_STEPS:
-        raise _fault("step", f"found {step:g}, which makes more than {MAX_STEPS:g} values")
-    if round(steps, 6) < 1:
-        raise _fault("step", f"found {step:g}, which is more than the whole range from {low:g} to {high:g}")
-    if not math.isclose(steps, round(steps), rel_tol=1e-6):
-        below = low + math.floor(steps) * step
-        raise _fault(
-            "step",
-            f"found {step:g}, which does not lead from {low:g} to {high:g}; write high as {below:g} or another step",
-        )
-
-
-class Boolean(ParameterCommon):
-    type: Literal["bool"]
-
-
-Parameter = Annotated[Choice | IntRange | FloatRange | Boolean, Field(discriminator="type")]
 
 
 class ModelSpec(Model):
@@ -143,65 +44,6 @@ class RuntimeSpec(Model):
     command: tuple[str, ...] | None = Field(None, description="replaces the engine file's command")
     args: tuple[str, ...] = Field((), description="the flags in use today; the baseline is exactly these")
     env: dict[str, str] = Field(default_factory=dict, description="environment variables of the engine")
-
-
-class SecretReference(Model):
-    """Where a secret value is; the value itself never passes through this program."""
-
-    secret: str = Field(min_length=1, description="the Secret's name, in the trials' namespace")
-    key: str = Field(min_length=1, description="the key in it")
-
-
-class Decoder(Model):
-    """Prefill/decode disaggregation: the decoding half, with flags of its own."""
-
-    parameters: dict[str, Scalar] = Field(default_factory=dict, description="by the engine's names; not searched")
-    replicas: int = Field(1, ge=1, description="of the decoder")
-
-
-class Router(Model):
-    """A router before several replicas, or before prefill and decode."""
-
-    args: tuple[str, ...] = Field((), description="in place of the runtime's router flags")
-    replicas: int = Field(1, ge=1, description="of the router")
-
-
-class OmeSpec(Model):
-    """Backend ome: how its services are made and reached."""
-
-    namespace: str | None = Field(None, description="of the trials; default: model.namespace")
-    kubeconfig: str | None = Field(None, description="a file; default: $KUBECONFIG, the pod's own, ~/.kube/config")
-    context: str | None = Field(None, description="of the kubeconfig; default: its current one")
-    model_kind: Literal["ClusterBaseModel", "BaseModel"] = Field("ClusterBaseModel", description="what model.name is")
-    runtime_kind: Literal["ClusterServingRuntime", "ServingRuntime"] | None = Field(
-        None, description="what base_runtime is; default: the namespace's own before the cluster's"
-    )
-    template: str | None = Field(None, description="a template of yours in place of inference_service.yaml.j2")
-    access: Literal["auto", "service", "port_forward"] = Field(
-        "auto", description="auto: the Service inside the cluster, a forwarded port outside"
-    )
-    replicas: int = Field(1, ge=1, description="engines behind one service")
-    decoder: Decoder | None = Field(None, description="declares the runtime's decoder")
-    router: Router | None = Field(None, description="declares the runtime's router")
-    image: str | None = Field(None, description="of the engine; default: the runtime's")
-    env: dict[str, str] = Field(default_factory=dict, description="environment variables of the engine")
-    secret_env: dict[VariableName, SecretReference] = Field(
-        default_factory=dict, description="environment variables of the engine that come from a Secret"
-    )
-    labels: dict[str, str] = Field(default_factory=dict, description="on the services and their pods")
-    annotations: dict[str, str] = Field(default_factory=dict, description="on the services")
-    node_selector: dict[str, str] = Field(default_factory=dict, description="labels of the nodes to use")
-    tolerations: tuple[dict[str, Any], ...] = Field((), description="as in a pod")
-    priority_class: str | None = Field(None, description="of the pods")
-    schedule_timeout_s: float = Field(600, gt=0, description="how long pods may wait for a node and its GPUs")
-    pull_timeout_s: float = Field(1800, gt=0, description="how long images may be pulled and volumes mounted")
-    load_timeout_s: float = Field(1800, gt=0, description="how long the engine may load the model and warm up")
-    teardown_timeout_s: float = Field(120, gt=0, description="after half of it, what is left is ended by force")
-    benchmark: Literal["direct", "benchmark_job"] = Field(
-        "direct", description="genai-bench on the worker, or an OME BenchmarkJob"
-    )
-    benchmark_image: str = Field("ghcr.io/sgl-project/genai-bench:0.1.132", description="of the BenchmarkJob's pod")
-    results_claim: str = Field("raytune-autotuner-results", description="the PersistentVolumeClaim of BenchmarkJobs")
 
 
 class Asha(Model):

@@ -17,11 +17,13 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
-from raytune_autotuner import arguments, expressions, resources
-from raytune_autotuner.arguments import Option
+from raytune_autotuner import resources
+from raytune_autotuner.engines import arguments
+from raytune_autotuner.engines.arguments import Option
 from raytune_autotuner.errors import FailureClass, Problem, SpecError
 from raytune_autotuner.records import Failure, Parameters, ParameterValue
-from raytune_autotuner.spec import Choice, Model, Parameter, Scalar
+from raytune_autotuner.task import expressions
+from raytune_autotuner.task.parameters import Choice, Model, Parameter, Scalar
 
 REASON_LENGTH = 300
 """Characters of a log line that are kept as a failure's reason."""

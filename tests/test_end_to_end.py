@@ -22,7 +22,7 @@ from raytune_autotuner.storage import ExperimentFolder, Storage
 from tests.fakes import tiny_tokenizer
 from tests.waiting import until
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.xdist_group("whole")
 ROOT = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).with_name("raytune-autotuner"))
 KEY, OTHER_SECRET = "sk-planted-4711-secret", "hf_planted_0815_token"

@@ -42,7 +42,7 @@ from tests.fakes.trials import sample_metrics
 from tests.ome_cluster import EXPERIMENT, NAMESPACE, crds, deployment, objects, settings
 from tests.waiting import until
 
-pytestmark = pytest.mark.xdist_group("ome")
+pytestmark = pytest.mark.xdist_group("whole")
 
 RUNGS = (Rung(0, (Load("D(10,10)", 4),), 8, 1), Rung(1, (Load("D(10,10)", 4),), 20, 1))
 PATIENCE_S = 3.0

@@ -15,7 +15,7 @@ from tests.emulator.cluster import Emulator, Node
 from tests.fakes import tiny_tokenizer
 from tests.ome_cluster import crds
 
-pytestmark = pytest.mark.xdist_group("ray")
+pytestmark = pytest.mark.xdist_group("whole")
 ROOT = Path(__file__).parent.parent
 COMMAND = str(Path(sys.executable).with_name("raytune-autotuner"))
 NAMESPACE = "autotuner"

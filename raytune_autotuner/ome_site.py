@@ -5,7 +5,7 @@ Looked at before anything is created, held by the anchor while the experiment ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +14,15 @@ from raytune_autotuner import recovery, resources
 from raytune_autotuner.anchor import Anchor, object_name
 from raytune_autotuner.backends import Backend
 from raytune_autotuner.backends.ome import OmeBackend
-from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, SecretKey, Section, check_template
+from raytune_autotuner.backends.ome_manifest import (
+    HOST,
+    PYTHON,
+    OmeSettings,
+    Reference,
+    SecretKey,
+    Section,
+    check_template,
+)
 from raytune_autotuner.backends.ome_runtime import Program, Runtime, read_runtime
 from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings
@@ -190,13 +198,10 @@ def _decoder(task: Task, runtime: Runtime, engine: Engine) -> Section | None:
         extra_args=(),
         parameters=parameters,
         raw_flags={},
-        facts=PLACED,
+        facts={"host": HOST, "python": PYTHON, "port": str(program.port)},
     )
     gpus = gpu_count(engine, parameters, program.args)
     return Section(argv, gpus, task.ome.decoder.replicas, program.container, program.probed)
-
-
-PLACED: Mapping[str, str] = {"host": "0.0.0.0", "python": "python3"}
 
 
 def _router(task: Task, runtime: Runtime) -> Section | None:

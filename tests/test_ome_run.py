@@ -1,4 +1,7 @@
-"""The whole program against the emulated cluster: the real command, the genuine genai-bench, several trials at once."""
+"""The whole program against the emulated cluster, with the rights of configs/kubernetes/rbac.yaml and no others.
+
+The real command, the genuine genai-bench, several trials at once. With ``--kubeconfig FILE`` the cluster is a real one.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from raytune_autotuner.anchor import MANAGED
+from raytune_autotuner.kube import BENCHMARK_JOB, DEPLOYMENT, INFERENCE_SERVICE, JOB, POD, Cluster
 from tests.emulator.cluster import Emulator, Node
 from tests.fakes import tiny_tokenizer
 from tests.ome_cluster import crds
@@ -27,9 +33,48 @@ def tokenizer(tmp_path: Path) -> Path:
     return tiny_tokenizer(tmp_path / "tokenizer")
 
 
+class RealCluster:
+    """A cluster that is there, through the same few doors as the emulated one."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig_tls = kubeconfig
+        self._cluster = Cluster.connect(str(kubeconfig))
+
+    def kubeconfig_for(self, service_account: str, namespace: str, *, plain: bool = True) -> Path:
+        return self.kubeconfig_tls
+
+    def objects(self, kind: str, namespace: str) -> list[dict[str, Any]]:
+        return self._cluster.list(KINDS[kind], namespace, MANAGED)
+
+    def processes(self) -> dict[str, int]:
+        return {}
+
+    def apply(self, text: str) -> None:
+        thing = json.loads(text)
+        self._cluster.create(KINDS[thing["kind"]], thing)
+
+
+KINDS = {each.kind: each for each in (INFERENCE_SERVICE, BENCHMARK_JOB, POD, DEPLOYMENT, JOB)}
+
+
 @pytest.fixture
-def cluster(tokenizer: Path) -> Iterator[Emulator]:
+def real(request: pytest.FixtureRequest) -> Path | None:
+    """The kubeconfig of a real cluster, when one is given."""
+    given = request.config.getoption("--kubeconfig")
+    return Path(given).resolve() if given else None
+
+
+@pytest.fixture
+def task_file(request: pytest.FixtureRequest) -> Path:
+    return Path(request.config.getoption("--ome-task") or ROOT / "configs" / "simple_task.json").resolve()
+
+
+@pytest.fixture
+def cluster(tokenizer: Path, real: Path | None) -> Iterator[Emulator | RealCluster]:
     """Two nodes with two GPUs each, and what configs/kubernetes has for configs/simple_task.json."""
+    if real is not None:
+        yield RealCluster(real)
+        return
     with Emulator([Node("n1", gpus=2), Node("n2", gpus=2)], crds=crds(), time_scale=60) as emulator:
         for name in ("namespace", "rbac", "results-pvc", "runtime"):
             emulator.apply(ROOT / "configs" / "kubernetes" / f"{name}.yaml")
@@ -38,11 +83,14 @@ def cluster(tokenizer: Path) -> Iterator[Emulator]:
         yield emulator
 
 
-def run(tmp_path: Path, cluster: Emulator, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    settings = [f"ome.kubeconfig={cluster.kubeconfig_tls}", *arguments]
+def run(
+    tmp_path: Path, cluster: Emulator | RealCluster, task: Path, command: str, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    kubeconfig = cluster.kubeconfig_for("raytune-autotuner", NAMESPACE, plain=False)
+    settings = [f"ome.kubeconfig={kubeconfig}", *arguments]
     options = [word for setting in settings for word in (("--set", setting) if "=" in setting else (setting,))]
     return subprocess.run(
-        [COMMAND, command, str(ROOT / "configs" / "simple_task.json"), *options],
+        [COMMAND, command, str(task), *options],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -52,7 +100,7 @@ def run(tmp_path: Path, cluster: Emulator, command: str, *arguments: str) -> sub
     )
 
 
-def left(cluster: Emulator) -> list[str]:
+def left(cluster: Emulator | RealCluster) -> list[str]:
     kinds = ("InferenceService", "BenchmarkJob", "Pod", "Deployment", "Job")
     names = [f"{kind} {o['metadata']['name']}" for kind in kinds for o in cluster.objects(kind, NAMESPACE)]
     return names + [f"process {name}" for name in cluster.processes()]
@@ -70,15 +118,17 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_simple_task_runs_and_leaves_nothing(tmp_path: Path, cluster: Emulator, tokenizer: Path, mode: str) -> None:
+def test_the_simple_task_runs_and_leaves_nothing(
+    tmp_path: Path, cluster: Emulator | RealCluster, tokenizer: Path, real: Path | None, task_file: Path, mode: str
+) -> None:
     """Four grid points and the baseline, measured either way; 0 objects, 0 pods and 0 processes afterwards."""
     settings = (
-        f"benchmark.model_tokenizer={tokenizer}",
+        *(() if real else (f"benchmark.model_tokenizer={tokenizer}",)),
         "benchmark.max_requests_per_iteration=8",
         "benchmark.max_time_per_iteration=1",
         'benchmark.traffic_scenarios=["D(20,10)"]',
     )
-    result = run(tmp_path, cluster, "run", mode, *settings, *MODES[mode])
+    result = run(tmp_path, cluster, task_file, "run", mode, *settings, *MODES[mode])
     assert result.returncode == 0, result.stdout + result.stderr
     doc = json.loads((tmp_path / "results" / "simple-tune_results.json").read_text())
     outcomes = [(entry["purpose"], entry["outcome"]) for entry in doc["all_results"]]
@@ -90,17 +140,19 @@ def test_the_simple_task_runs_and_leaves_nothing(tmp_path: Path, cluster: Emulat
     assert left(cluster) == []
 
 
-def test_doctor_finds_a_ready_cluster_and_names_what_is_missing(tmp_path: Path, cluster: Emulator) -> None:
+def test_doctor_finds_a_ready_cluster_and_names_what_is_missing(
+    tmp_path: Path, cluster: Emulator | RealCluster, task_file: Path
+) -> None:
     """Exit code 0 when all is well; 3 and the command that mends it when the model is gone."""
-    good = run(tmp_path, cluster, "doctor")
+    good = run(tmp_path, cluster, task_file, "doctor")
     assert good.returncode == 0, good.stdout + good.stderr
-    bad = run(tmp_path, cluster, "doctor", "model.name=no-such-model")
+    bad = run(tmp_path, cluster, task_file, "doctor", "model.name=no-such-model")
     assert bad.returncode == 3
     assert "no-such-model" in bad.stdout
     assert "run:" in bad.stdout
 
 
-def test_gc_lists_and_removes_what_has_no_owner(tmp_path: Path, cluster: Emulator) -> None:
+def test_gc_lists_and_removes_what_has_no_owner(tmp_path: Path, cluster: Emulator | RealCluster) -> None:
     """A dry run touches nothing; --yes removes the orphan."""
     labels = {"app.kubernetes.io/managed-by": "raytune-autotuner", "raytune-autotuner/experiment": "dead"}
     pod = {"containers": [{"name": "c", "image": "busybox", "command": ["sleep", "1000"]}]}

@@ -1,0 +1,111 @@
+"""From the task's section on OME to the values that the workers take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raytune_autotuner import ome_site
+from raytune_autotuner.backends.ome_runtime import parse_runtime
+from raytune_autotuner.engines import load_engine
+from raytune_autotuner.errors import SpecError
+from raytune_autotuner.records import TrialId
+from raytune_autotuner.task.spec import Task, parse_task
+
+ROOT = Path(__file__).parent.parent
+SGLANG = load_engine("sglang")
+
+
+def task(**ome: Any) -> Task:
+    data = yaml.safe_load((ROOT / "configs" / "simple_task.json").read_text())
+    return parse_task({**data, "ome": ome}, "task.yaml")
+
+
+def runtime(**sections: Any) -> Any:
+    raw = yaml.safe_load((ROOT / "configs" / "kubernetes" / "runtime.yaml").read_text())
+    raw["spec"].update(sections)
+    return parse_runtime(raw, "ClusterServingRuntime")
+
+
+def section(*words: str, port: int = 8080) -> dict[str, Any]:
+    ports = [{"containerPort": port}]
+    return {"runner": {"name": "ome-container", "command": list(words[:3]), "args": list(words[3:]), "ports": ports}}
+
+
+def test_the_settings_of_the_task_reach_the_services() -> None:
+    """Node choice, image, environment, secrets by reference and deadlines, beside what the runtime says."""
+    settings = ome_site._settings(
+        task(
+            node_selector={"pool": "h100"},
+            image="my/sglang:1",
+            env={"A": "1"},
+            secret_env={"HF_TOKEN": {"secret": "hf", "key": "token"}},
+            load_timeout_s=99,
+        ),
+        runtime(),
+        SGLANG,
+    )
+    assert (settings.namespace, settings.model.name) == ("autotuner", "llama-3-2-1b-instruct")
+    assert (settings.runtime.kind, settings.runtime.name) == ("ClusterServingRuntime", "llama-3-2-1b-instruct-rt")
+    assert (settings.node_selector, settings.image, settings.env) == ({"pool": "h100"}, "my/sglang:1", {"A": "1"})
+    assert (settings.secret_env["HF_TOKEN"].secret, settings.load_s, settings.port) == ("hf", 99, 8080)
+    assert settings.sections == {}
+
+
+def test_decoder_and_router_have_flags_of_their_own() -> None:
+    """The decoder's parameters are merged into the runtime's flags, and its GPUs count."""
+    decode = section("python3", "-m", "sglang.launch_server", "--tp-size", "1", "--port", "9000", port=9000)
+    route = section("python3", "-m", "sglang_router.launch_router", "--policy", "random")
+    disaggregated = task(
+        replicas=2, decoder={"parameters": {"tp_size": 4}, "replicas": 3}, router={"args": ["--policy", "cache_aware"]}
+    )
+    settings = ome_site._settings(disaggregated, runtime(decoderConfig=decode, routerConfig=route), SGLANG)
+    assert settings.decoder is not None
+    argv = settings.decoder.argv
+    assert argv[argv.index("--tp-size") + 1] == "4"
+    assert argv[argv.index("--port") + 1] == "9000"
+    assert not any("{" in word for word in argv)
+    assert settings.router is not None
+    assert settings.router.argv == ("python3", "-m", "sglang_router.launch_router", "--policy", "cache_aware")
+    site = ome_site.Ome(disaggregated, settings)
+    assert site.gpus(2) == 2 * 2 + 3 * 4
+    assert site.reserved(16) == {"CPU": 0.5, "ome_gpu": 16.0}
+
+
+@pytest.mark.parametrize("part", ["decoder", "router"])
+def test_a_section_that_the_runtime_has_not_is_refused(part: str) -> None:
+    """OME would not make one out of nothing."""
+    with pytest.raises(SpecError, match=f"has no {part}"):
+        ome_site._settings(task(**{part: {}}), runtime(), SGLANG)
+
+
+@pytest.mark.parametrize(
+    ("command", "engine"),
+    [("sglang.launch_server", "sglang"), ("vllm.entrypoints.openai.api_server", "vllm"), ("my.server", "sglang")],
+)
+def test_the_engine_is_read_from_the_runtime(command: str, engine: str) -> None:
+    """By its command; what is not known stays what was assumed."""
+    raw = yaml.safe_load((ROOT / "configs" / "kubernetes" / "runtime.yaml").read_text())
+    raw["spec"]["engineConfig"]["runner"]["command"][-1] = command
+    assert ome_site._engine_of(parse_runtime(raw, "ClusterServingRuntime"), SGLANG).name == engine
+
+
+def test_a_template_of_ones_own_is_checked_before_anything_starts(tmp_path: Path) -> None:
+    """A typo in it names the variable."""
+    template = tmp_path / "mine.yaml.j2"
+    template.write_text("kind: {{ knid }}\n")
+    with pytest.raises(SpecError, match="knid"):
+        ome_site._settings(task(template=str(template)), runtime(), SGLANG)
+
+
+def test_the_way_to_measure_is_the_tasks() -> None:
+    """genai-bench beside the trial, or a BenchmarkJob of the trial's own service."""
+    trial = TrialId("search", "abc")
+    direct = ome_site.Ome(task(), ome_site._settings(task(), runtime(), SGLANG), "exp")
+    assert direct.benchmark(trial) is None
+    described = ome_site.needs(task(benchmark="benchmark_job"), 2)
+    assert described.claim == "raytune-autotuner-results"
+    assert (described.namespace, described.gpus, ome_site.needs(task(), 1).claim) == ("autotuner", 2, None)

@@ -175,6 +175,7 @@ def _winner(results: Results) -> Iterator[Text]:
         yield Text(f"Recommended:   {_parameters(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)
         yield from (Text(f"  differs from what was asked: {each}", style="yellow") for each in best.differences)
+        yield from (Text(f"  note: {each}", style="yellow") for each in best.notes)
 
 
 def _gain(results: Results) -> Iterator[Text]:

@@ -25,7 +25,7 @@ from raytune_autotuner.backends.ome_manifest import (
 )
 from raytune_autotuner.backends.ome_runtime import Program, Runtime, read_runtime
 from raytune_autotuner.benchmarks import Benchmark
-from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings
+from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings, notes
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.doctor import Finding, Needs, examine, gpu_nodes
 from raytune_autotuner.engines import Engine, build_argv, gpu_count, load_engine
@@ -56,6 +56,9 @@ class Ome:
 
     def backend(self, gpus: int) -> Backend:
         return OmeBackend(self.cluster(), replace(self.settings, gpus_per_replica=gpus))
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(notes(self.task.benchmark)) if self.task.ome.benchmark == "benchmark_job" else ()
 
     def gpus(self, engine_gpus: int) -> int:
         beside = sum(part.gpus * part.replicas for part in self.settings.sections.values())

@@ -192,6 +192,8 @@ class TrialRecord:
     engine_info: Mapping[str, Any] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
     """Where the server says it runs something else than was asked."""
+    notes: tuple[str, ...] = ()
+    """What of the task was without effect on how this was measured."""
 
     @property
     def wall_s(self) -> float:

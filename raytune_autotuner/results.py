@@ -189,6 +189,7 @@ def _entry(record: TrialRecord) -> dict[str, Any]:
         "argv": list(record.argv),
         "engine_info": dict(record.engine_info),
         "differences": list(record.differences),
+        "notes": list(record.notes),
         "started_at": record.started_at,
     }
 

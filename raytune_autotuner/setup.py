@@ -69,6 +69,7 @@ class Setup:
             context=Context(self.gpus(parameters), self.task.optimization),
             timeout_s=float(self.task.optimization.timeout_per_iteration),
             queued_s=queued_s,
+            notes=self.site.notes(),
         )
         backend = self.site.backend(self._engine_gpus(parameters))
         return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)

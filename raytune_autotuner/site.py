@@ -24,6 +24,9 @@ class Site(Protocol):
     def backend(self, gpus: int) -> Backend:
         """A backend for one trial whose engine takes that many GPUs in each replica."""
 
+    def notes(self) -> tuple[str, ...]:
+        """What of the task is without effect on how it is measured here."""
+
     def gpus(self, engine_gpus: int) -> int:
         """What a trial takes in all."""
 
@@ -48,6 +51,9 @@ class Local:
 
     def backend(self, gpus: int) -> Backend:
         return LocalBackend()
+
+    def notes(self) -> tuple[str, ...]:
+        return ()
 
     def gpus(self, engine_gpus: int) -> int:
         return engine_gpus

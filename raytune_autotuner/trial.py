@@ -55,6 +55,7 @@ class Job:
     context: Context
     timeout_s: float
     queued_s: float = 0.0
+    notes: tuple[str, ...] = ()
 
     @property
     def trial(self) -> TrialId:
@@ -261,6 +262,7 @@ class Trial:
             phases={k: round(v, 3) for k, v in self._clock.seconds.items()},
             engine_info=self._info,
             differences=self._differences,
+            notes=self.job.notes,
         )
 
     def _final_score(self) -> Score | None:

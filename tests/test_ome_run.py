@@ -137,6 +137,7 @@ def test_the_simple_task_runs_and_leaves_nothing(
     assert doc["ledger"]["unit"] == "GPU-seconds"
     assert {entry["gpus"] for entry in doc["all_results"]} == {1, 2}
     assert doc["best_result"]["argv"][:3] == ["python3", "-m", "sglang.launch_server"]
+    assert bool(doc["best_result"]["notes"]) == (mode == "--benchmark-job")
     assert left(cluster) == []
 
 

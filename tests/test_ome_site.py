@@ -106,6 +106,10 @@ def test_the_way_to_measure_is_the_tasks() -> None:
     trial = TrialId("search", "abc")
     direct = ome_site.Ome(task(), ome_site._settings(task(), runtime(), SGLANG), "exp")
     assert direct.benchmark(trial) is None
+    assert direct.notes() == ()
+    job = task(benchmark="benchmark_job")
+    silent = ome_site.Ome(job, ome_site._settings(job, runtime(), SGLANG), "exp").notes()
+    assert any("additional_params" in note and "without effect" in note for note in silent)
     described = ome_site.needs(task(benchmark="benchmark_job"), 2)
     assert described.claim == "raytune-autotuner-results"
     assert (described.namespace, described.gpus, ome_site.needs(task(), 1).claim) == ("autotuner", 2, None)

@@ -73,12 +73,12 @@ def run(setup: Setup, options: Options) -> Results:
     _write_preamble(setup)
     try:
         with ExitStack() as stack:
-            stack.enter_context(_orderly_stop(setup))
             folder = stack.enter_context(_scratch(setup.folder.name))
             setup = replace(
                 setup, site=stack.enter_context(setup.site.held(setup.folder.name, setup.folder.root.location()))
             )
             stack.enter_context(_ray(setup, folder, options))
+            stack.enter_context(_orderly_stop(setup))  # after Ray, which installs handlers of its own
             setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
             _check_resources(setup)
             _tune(setup)

@@ -170,8 +170,9 @@ def test_killing_the_driver_ends_engine_and_client(tmp_path: Path) -> None:
     scratch.rmdir()
 
 
-def test_an_interrupt_writes_the_results(tmp_path: Path) -> None:
-    """Ctrl-C in the middle of a rung: exit code 130, results of what was measured, nothing left."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_writes_the_results(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM in the middle of a rung: exit code 130, results of what was measured, nothing left."""
     task = write_task(
         tmp_path, "--tpot-s", "0.2", parameters__pace={"type": "choice", "values": [0.3], "flag": "--tpot-s"}
     )
@@ -179,7 +180,7 @@ def test_an_interrupt_writes_the_results(tmp_path: Path) -> None:
     flags = ("--storage", str(tmp_path / "store"), "--results", str(tmp_path / "r.json"), "--name", "e2e-int")
     with started(tmp_path, "run", str(task), *flags) as process:
         until(lambda: any(s.phase == "benchmark" and s.rung == 1 for s in folder.states()), seconds=120)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(timeout=60) == 130, output(tmp_path)
     doc = json.loads((tmp_path / "r.json").read_text())
     assert doc["interrupted"]

@@ -108,7 +108,7 @@ def answer(results: Results, location: str, results_file: str) -> RenderableType
     """The end of a run: trials, winner, gain, cost, and where everything is."""
     return Group(
         _trials(results),
-        Text(""),
+        Text("Interrupted: this is what had been measured by then." if results.interrupted else ""),
         *_winner(results),
         Text(""),
         *_cost(results.ledger),

@@ -192,6 +192,8 @@ def run(
     console.print(render(plan))
     setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
     path = results_path or Path("results") / f"{task.task_name}_results.json"
+    if path.is_dir():
+        raise SpecError.single("--results", f"{path} is a folder; name a file", "run")
     with display.progress(setup.folder, plan.trials, console):
         results = experiment.run(setup, experiment.Options(path, dashboard))
     console.print(display.answer(results, setup.folder.root.location(), str(path)))

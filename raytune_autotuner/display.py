@@ -165,14 +165,16 @@ def _last_score(record: TrialRecord) -> str:
 def _winner(results: Results) -> Iterator[Text]:
     winner, best = results.winner, results.recommended
     if winner is None:
-        yield Text("No configuration is feasible.", style="bold red")
+        measured = any(record.rungs or record.outcome == "infeasible" for record in results.records)
+        said = "No configuration is feasible." if measured else "Nothing has been measured."
+        yield Text(said, style="bold red")
         if results.closest and results.closest.score:
             yield Text(f"Closest to the SLO: {_parameters(results.closest.parameters)}; {results.closest.score.worst}")
         return
-    yield Text(f"Best measured: {_parameters(winner.parameters)}  {_last_score(winner)}", style="bold green")
+    yield Text(f"Best in the search: {_parameters(winner.parameters)}  {_last_score(winner)}", style="bold green")
     yield from _gain(results)
     if best is not None:
-        yield Text(f"Recommended:   {_parameters(best.parameters)}", style="bold")
+        yield Text(f"Recommended: {_parameters(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)
         yield from (Text(f"  differs from what was asked: {each}", style="yellow") for each in best.differences)
         yield from (Text(f"  note: {each}", style="yellow") for each in best.notes)

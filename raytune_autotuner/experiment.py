@@ -44,6 +44,7 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's 15 would be handed on to the engine: whatever else runs would starve it
 }
 
 
@@ -238,6 +239,7 @@ def environment(setup: Setup) -> dict[str, Any]:
         "machine": platform.machine(),
         "system": platform.platform(),
         "cpus": os.cpu_count(),
+        "load_average": os.getloadavg(),
         "packages": {name: version for name in packages if (version := _version(name))},
         "engine": setup.engine.name,
         "tokenizer": setup.tokenizer,
@@ -287,5 +289,6 @@ def write_results(setup: Setup, options: Options, elapsed_s: float) -> Results:
     setup.folder.root.write("results.json", text)
     setup.folder.root.write("trials.csv", trials_csv(results))
     path = options.results_path or Path("results") / f"{setup.task.task_name}_results.json"
-    Storage(str(path.parent)).write(path.name, text)
+    if results.records:  # a run that never began must not take the place of an earlier answer
+        Storage(str(path.parent)).write(path.name, text)
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from raytune_autotuner.benchmarks.genai_server import GenaiServer
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import Engine, build_argv, gpu_count
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
-from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.records import Parameters, Rung, TrialId
@@ -151,6 +152,9 @@ def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Se
         SpecError: the task does not fit what is here.
     """
     api_key(task)
+    if task.optimization.strategy == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise EnvironmentFault("strategy optuna needs its package: pip install 'raytune-autotuner[optuna]'")
+    tokenizer = _tokenizer(task)
     facts = {"served_name": task.benchmark.model_name or task.model.name}
     path = model_path(task.model) if task.model.path else None
     if path is not None:
@@ -168,7 +172,7 @@ def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Se
         task=task,
         engine=engine,
         folder=ExperimentFolder(storage, experiment),
-        tokenizer=_tokenizer(task, path),
+        tokenizer=tokenizer or _models_own(path),
         site=site,
         command=command,
         runtime_args=args,
@@ -181,12 +185,20 @@ def least_gpus(task: Task, engine: Engine) -> int:
     return task.resources.gpus if task.resources.gpus is not None else gpu_count(engine, {}, ())
 
 
-def _tokenizer(task: Task, path: Path | None) -> str:
-    """The task's tokenizer, or the one that comes with the model."""
+def _tokenizer(task: Task) -> str | None:
+    """The task's tokenizer: a folder, or the id of one on a hub."""
     named = task.benchmark.model_tokenizer
-    if named is not None:
-        local = Path(named).expanduser()
-        return str(local.resolve()) if local.exists() else named
+    if named is None:
+        return None
+    local = Path(named).expanduser()
+    if local.exists():
+        return str(local.resolve())
+    if named.startswith(("/", ".", "~")):
+        raise SpecError.single("benchmark.model_tokenizer", f"there is no folder {named}")
+    return named
+
+
+def _models_own(path: Path | None) -> str:
     if path is None:
         raise EnvironmentFault("benchmark.model_tokenizer: name a folder or a hub id; no model.path to take it from")
     return str(tokenizer_for(path))

@@ -107,7 +107,7 @@ def test_a_run_from_the_task_file_to_the_answer(tmp_path: Path) -> None:
         code = process.wait(timeout=240)
     text = output(tmp_path)
     assert code == 0, text
-    assert "Best measured" in text
+    assert "Best in the search" in text
     assert "WIN" in text
     assert "confidence interval" in text
     assert "machine-seconds" in text

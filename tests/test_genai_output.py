@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from raytune_autotuner.benchmarks.genai_output import (
     find_result,
     parse_result,
     redact,
+    too_many_failed,
 )
 from raytune_autotuner.errors import TransientError
 from raytune_autotuner.records import Load
@@ -184,3 +186,15 @@ def test_a_secret_does_not_survive(secret: str, around: str, depth: int) -> None
 def test_redaction_prefers_the_longer_secret() -> None:
     """A secret that contains another is removed whole."""
     assert redact("key=abcdefgh-1234&x=abcdefgh", ["abcdefgh", "abcdefgh-1234"]) == "key=[redacted]&x=[redacted]"
+
+
+def test_a_load_that_ran_out_of_time_is_no_measurement(tmp_path: Path) -> None:
+    """Seven answers for four clients: the second wave, the first that counts, is not complete."""
+    whole = parse_result(sample("seconds"))
+    assert too_many_failed(whole, 0.0, tmp_path, "") is None
+    short = replace(whole, completed=7)
+    fault = too_many_failed(short, 0.0, tmp_path, "")
+    assert fault is not None
+    assert fault.kind == "timeout"
+    assert "only 7 requests" in fault.reason
+    assert "max_time_per_iteration" in fault.reason

@@ -146,11 +146,22 @@ def failure_reason(folder: Path) -> str | None:
 
 
 def too_many_failed(metrics: LoadMetrics, allowed: float, folder: Path, tail: str) -> TrialInfeasible | None:
-    """The verdict on a load in which more than the allowed share of the requests failed."""
+    """The verdict on a load in which more than the allowed share failed, or too few were answered to say anything."""
     if metrics.completed and metrics.values["error_ratio"] <= allowed:
-        return None
+        return too_few(metrics)
     share = f"{metrics.errors} of {metrics.errors + metrics.completed} requests failed, allowed are {allowed:.1%}"
     return TrialInfeasible("request_errors", f"{share}: {failure_reason(folder)}", tail)
+
+
+def too_few(metrics: LoadMetrics) -> TrialInfeasible | None:
+    """The verdict on a load whose time ran out before the second wave, the first that counts, was complete."""
+    if metrics.completed + metrics.errors >= 2 * metrics.concurrency:
+        return None
+    reason = (
+        f"only {metrics.completed} requests were answered in {metrics.duration_s:.0f} s, fewer than two for each of "
+        f"{metrics.concurrency} clients; raise benchmark.max_time_per_iteration if it may be that slow"
+    )
+    return TrialInfeasible("timeout", reason)
 
 
 def dropped_requests(log: str) -> int:

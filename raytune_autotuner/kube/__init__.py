@@ -136,7 +136,8 @@ class Cluster:
             return cls(kube_http.load_in_pod, "pod", inside=True)
         path = Path(named or "~/.kube/config").expanduser()
         if os.pathsep not in str(path) and not path.is_file():
-            raise EnvironmentFault(f"no Kubernetes configuration at {path}: name one with --kubeconfig or $KUBECONFIG")
+            ways = "name one with $KUBECONFIG, --set ome.kubeconfig=FILE, or (gc) --kubeconfig"
+            raise EnvironmentFault(f"no Kubernetes configuration at {path}: {ways}")
         identity = f"{path.absolute()} {context} {path.stat().st_mtime_ns if path.is_file() else 0}"
         cluster = cls(lambda: kube_http.load_file(path, context), identity)
         cluster.kubeconfig, cluster.context = path, context

@@ -331,7 +331,9 @@ AT_START = {
     "mount fails": _failed(_pods(mount_fails=UNMOUNTABLE), "FailedMount"),
     "mount fails once": Cell(_pods(mount_fails=UNMOUNTABLE, times=1), deployments=2),
     "mount fails for long": _failed(_pods(mount_fails="MountVolume.SetUp failed: try again"), "FailedMount"),
-    "crash": _infeasible(_pods(crash_at_start="RuntimeError: something is wrong"), "crash", "hit an exception|was ended by SIGKILL"),
+    "crash": _infeasible(
+        _pods(crash_at_start="RuntimeError: something is wrong"), "crash", "hit an exception|was ended by SIGKILL"
+    ),
     "silent exit": _infeasible(_pods(exit_at_start=7), "crash", "exit code 7"),
     "main memory": _infeasible(_pods(oom_killed_at_start=True), "out_of_memory", "OOMKilled"),
     "gpu memory": _infeasible(_pods(), "out_of_memory", parameters={"mem_frac": 0.05}),

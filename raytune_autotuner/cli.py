@@ -1,7 +1,7 @@
 """The command line. Every command is a few lines: load, call, print, exit code.
 
-Exit codes: 0 done (a winner was found), 1 it ran but nothing was feasible, 2 the input is wrong,
-3 the environment lacks something, 130 interrupted.
+Exit codes: 0 done, with an answer (also when the baseline stays the best), 1 it ran but nothing was feasible,
+2 the input is wrong, 3 the environment lacks something, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -7,7 +7,9 @@ from typing import Any
 
 from ray import tune
 
-from raytune_autotuner.proposal import Proposal, reduction_factor, report
+from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.proposal import Proposal, label, reduction_factor, report
+from raytune_autotuner.reservation import Reservation
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import Trial
 
@@ -20,21 +22,26 @@ class TrialActor(tune.Trainable):
 
     @classmethod
     def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        parameters = Proposal.from_config(config).parameters
-        return tune.PlacementGroupFactory([cls.shared.resources(parameters)])
+        return Reservation.from_dict(Proposal.from_config(config).place).request()
 
     def setup(self, config: dict[str, Any]) -> None:
         self._proposal = Proposal.from_config(config)
 
     def __repr__(self) -> str:
-        shown = ",".join(f"{k}={v}" for k, v in self._proposal.parameters.items())
-        return f"Trial({self._proposal.number} {self._proposal.trial.purpose} {shown})"
+        return label(self.shared.folder.name, self._proposal)
 
     def step(self) -> dict[str, Any]:
         if self._trial is None:
             p = self._proposal
-            self._trial = self.shared.trial(p.trial, p.number, p.parameters, max(0.0, time.time() - p.proposed_at))
-        record = self._trial.step()
+            node = Reservation.from_dict(p.place).node
+            self._trial = self.shared.trial(
+                p.trial, p.number, p.parameters, max(0.0, time.time() - p.proposed_at), node
+            )
+        try:
+            record = self._trial.step()
+        except StorageFault:  # its end cannot be written, so it is to be begun again
+            self._trial = None
+            raise
         rungs = self._trial.rungs
         factor = reduction_factor(self.shared.task.optimization)
         return report(rungs[-1].score if rungs else None, len(rungs), record.outcome if record else None, factor)

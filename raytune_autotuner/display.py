@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raytune_autotuner.overview import Overview
 from raytune_autotuner.records import Parameters, Score, TrialRecord, TrialState
 from raytune_autotuner.results import Ledger, Results, was_stopped_early
 from raytune_autotuner.storage import ExperimentFolder
@@ -25,6 +26,7 @@ POLL_S = 0.5
 JOIN_S = 10.0
 SHOWN_TRIALS = 30
 LOG_WIDTH = 160
+STATE_COLOURS = {"running": "cyan", "interrupted": "yellow", "done": "green"}
 COLOURS = {"completed": "green", "stopped": "yellow", "infeasible": "red", "failed": "red"}
 
 
@@ -34,11 +36,14 @@ def console() -> Console:
 
 
 @contextmanager
-def progress(folder: ExperimentFolder, planned: int, console: Console) -> Iterator[None]:
-    """Show the experiment's progress while the body runs."""
+def progress(
+    folder: ExperimentFolder, planned: int, console: Console, *, elapsed_s: float = 0.0, board: bool = True
+) -> Iterator[None]:
+    """Show the experiment's progress while the body runs; ``board`` is a table, where there is a terminal for it."""
     over = threading.Event()
-    target = _live if console.is_terminal else _lines
-    thread = threading.Thread(target=target, args=(folder, planned, console, over), daemon=True)
+    begun = time.monotonic() - elapsed_s
+    target = _live if board and console.is_terminal else _lines
+    thread = threading.Thread(target=target, args=(folder, planned, console, over, begun), daemon=True)
     thread.start()
     try:
         yield
@@ -47,14 +52,13 @@ def progress(folder: ExperimentFolder, planned: int, console: Console) -> Iterat
         thread.join(JOIN_S)
 
 
-def _live(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event) -> None:
-    begun = time.monotonic()
+def _live(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event, begun: float) -> None:
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         while not over.wait(POLL_S):
             live.update(_board(folder.states(), planned, time.monotonic() - begun))
 
 
-def _lines(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event) -> None:
+def _lines(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event, begun: float) -> None:
     seen: dict[str, tuple[str, str, int]] = {}
     while True:
         last_look = over.wait(POLL_S)
@@ -62,7 +66,8 @@ def _lines(folder: ExperimentFolder, planned: int, console: Console, over: threa
             now = (state.phase, state.detail, state.rung)
             if seen.get(state.trial.name) != now:
                 seen[state.trial.name] = now
-                console.print(f"{state.updated_at} {_state_line(state)}", highlight=False, soft_wrap=True)
+                line = f"{state.updated_at} {_state_line(state)}"
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
         if last_look:
             return
 
@@ -102,6 +107,39 @@ def _parameters(parameters: Parameters) -> str:
 def _score(score: Score) -> str:
     broken = f" breaks SLO: {score.worst}" if score.violation else ""
     return f"{score.value:.4g} {score.unit}{broken}"
+
+
+def experiments(overviews: Sequence[Overview]) -> RenderableType:
+    """One row an experiment."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("experiment", "state", "trials", "best score", "spent", "age"):
+        table.add_column(column, no_wrap=column != "best score", overflow="fold")
+    for each in overviews:
+        trials = f"{each.ended} ended" + (f", {each.begun - each.ended} running" if each.begun > each.ended else "")
+        state = Text(each.state, style=STATE_COLOURS[each.state])
+        score = Text(_score(each.best) if each.best else "")
+        table.add_row(each.name, state, trials, score, f"{each.spent:.0f} {each.unit}", _age(each.age_s))
+    return table
+
+
+def standing(overview: Overview, states: Sequence[TrialState], planned: int) -> RenderableType:
+    """Where an experiment stands that has no answer yet."""
+    held = overview.held
+    lines = [Text.assemble(overview.name, ": ", (overview.state, STATE_COLOURS[overview.state]))]
+    if held is not None:
+        lines.append(Text(f"{held.holder}, last sign of life {held.age_s:.0f} s ago"))
+    if overview.best is not None:
+        lines.append(Text(f"Best so far: {_parameters(overview.best_parameters or {})}  {_score(overview.best)}"))
+    lines.append(Text(f"Spent by trials that have ended: {overview.spent:.0f} {overview.unit}"))
+    return Group(*lines, _board(states, planned, overview.age_s or 0.0))
+
+
+def _age(seconds: float | None) -> str:
+    """``95`` as ``1 min``, in the largest unit that it fills."""
+    if seconds is None:
+        return ""
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    return next((f"{seconds / size:.0f} {unit}" for size, unit in units if seconds >= size), "0 s")
 
 
 def answer(results: Results, location: str, results_file: str) -> RenderableType:

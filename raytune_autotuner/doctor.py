@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from raytune_autotuner.anchor import EXPERIMENT
 from raytune_autotuner.backends.ome_runtime import parse_runtime
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.kube import (
@@ -26,6 +27,7 @@ from raytune_autotuner.kube import (
     Rejected,
     Unreachable,
 )
+from raytune_autotuner.packing import GpuNode
 from raytune_autotuner.rights import Scope, rights
 
 OLDEST = (1, 27)
@@ -272,15 +274,6 @@ def _results_claim(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
         yield Finding("ok", subject, "is Bound")
 
 
-@dataclass(frozen=True)
-class GpuNode:
-    """A node's GPUs."""
-
-    name: str
-    allocatable: int
-    free: int
-
-
 def _gpus(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
     model = cluster.get(_model_kind(needs), needs.model, _model_namespace(needs)) or {}
     holding = (model.get("status") or {}).get("nodesReady") or []
@@ -298,15 +291,19 @@ def _gpus(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
         yield Finding("ok", "GPUs", said)
 
 
-def gpu_nodes(cluster: Cluster) -> list[GpuNode]:
-    """The nodes that pods may be scheduled to and that have GPUs."""
+def gpu_nodes(cluster: Cluster, selector: Mapping[str, str] | None = None, but_for: str | None = None) -> list[GpuNode]:
+    """The nodes with these labels that have GPUs and take pods; those of the experiment ``but_for`` do not count."""
     used: dict[str, int] = {}
     for pod in cluster.list(POD):
-        if (pod.get("status") or {}).get("phase") not in ("Succeeded", "Failed") and (
-            node := pod["spec"].get("nodeName")
-        ):
+        ours = but_for is not None and (pod["metadata"].get("labels") or {}).get(EXPERIMENT) == but_for
+        ended = (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
+        if not (ours or ended) and (node := pod["spec"].get("nodeName")):
             used[node] = used.get(node, 0) + _pod_gpus(pod["spec"])
-    usable = [n for n in cluster.list(NODE) if not (n.get("spec") or {}).get("unschedulable") and _is_true(n, "Ready")]
+    usable = [
+        n
+        for n in cluster.list(NODE, None, selector)
+        if not (n.get("spec") or {}).get("unschedulable") and _is_true(n, "Ready")
+    ]
     counts = {
         n["metadata"]["name"]: int(((n.get("status") or {}).get("allocatable") or {}).get(GPU, 0)) for n in usable
     }

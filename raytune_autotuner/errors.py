@@ -5,6 +5,7 @@
     AutotunerError
     ├── SpecError          the user's input is wrong; nothing was started              exit 2
     ├── EnvironmentFault   this machine or cluster cannot run the task                 exit 3
+    │   └── StorageFault   the experiment folder cannot be read or written             the experiment stops
     ├── TrialInfeasible    this configuration cannot work (with a class and a reason)  recorded
     └── TransientError     infrastructure; a retry may help                            retried
 
@@ -63,6 +64,10 @@ class SpecError(AutotunerError):
 
 class EnvironmentFault(AutotunerError):
     """Something the task needs is missing here (a package, a binary, a cluster); says how to get it."""
+
+
+class StorageFault(EnvironmentFault):
+    """The experiment folder cannot be read or written (full, read-only, gone). An end to all, not one trial's result."""
 
 
 class TrialInfeasible(AutotunerError):

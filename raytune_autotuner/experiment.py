@@ -4,48 +4,49 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import signal
+import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from importlib import metadata
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any
 
-import ray
 from ray import tune
 
-from raytune_autotuner import __version__
+from raytune_autotuner import lock, sessions
 from raytune_autotuner.actor import actor_class
-from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.confirmation import Confirmation
+from raytune_autotuner.errors import EnvironmentFault, StorageFault
+from raytune_autotuner.history import over, take_up
+from raytune_autotuner.packing import GpuNode
+from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.processes import owning_descendants, sweep
 from raytune_autotuner.proposal import Proposal
-from raytune_autotuner.records import Failure, Parameters, TrialRecord, TrialState
+from raytune_autotuner.queueing import PlacedQueue
+from raytune_autotuner.ray_nodes import RayNodes
+from raytune_autotuner.ray_runtime import connected
+from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, TrialState
+from raytune_autotuner.reservation import OME_GPU, RAY_GPU, Places, declared
 from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
-from raytune_autotuner.search import Proposer, RandomSource, make_scheduler, make_source
+from raytune_autotuner.search import Limits, Past, Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.storage import Storage
+from raytune_autotuner.telemetry import Telemetry
+from raytune_autotuner.tracking import check, complete, open_desk
 from raytune_autotuner.trial import utc_now
+from raytune_autotuner.verdict import Ask
 
-OBJECT_STORE_BYTES = 80 * 1024 * 1024
-"""Ray's smallest; nothing of ours is large, and the default takes a third of the memory."""
-SETTINGS = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the experiment folder is the record
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ours ends trials in order; Tune's kills them after 10 s
-    "RAY_AIR_NEW_OUTPUT": "0",  # the new reporter prints a box even when it is told to be silent
-    "TUNE_RESULT_BUFFER_LENGTH": "0",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray's 15 would be handed on to the engine: whatever else runs would starve it
-}
+logger = logging.getLogger(__name__)
+TAKEN_OVER = 3
+"""The exit code when somebody else has taken the experiment."""
+AT_ONCE = 10_000
+"""More than there ever are: the queue decides. Without a number, Tune would begin one trial at a time."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Options:
 
     results_path: Path | None = None
     dashboard: bool = False
+    resume: bool = False
+    """Go on with the experiment in the folder; without it, an experiment of that name must not be there."""
+    force: bool = False
+    """Take the experiment from a holder that gave a sign of life lately, if it gives none any more."""
 
 
 def experiment_name(task_name: str) -> str:
@@ -62,110 +67,156 @@ def experiment_name(task_name: str) -> str:
 
 
 def run(setup: Setup, options: Options) -> Results:
-    """Run a whole experiment; its folder is complete when this returns, however it ended.
+    """Run an experiment, or go on with it; its folder is complete when this returns, however it ended.
 
     The first interrupt (SIGINT, SIGTERM) ends running trials in order, the second ends at once.
 
     Raises:
-        EnvironmentFault: the machine or the storage cannot do it.
+        EnvironmentFault: the machine or the storage cannot do it, or somebody else runs the experiment.
     """
-    started = time.monotonic()
+    check(setup.task.tracking)
     sweep()
-    _write_preamble(setup)
-    try:
-        with ExitStack() as stack:
-            folder = stack.enter_context(_scratch(setup.folder.name))
-            setup = replace(
-                setup, site=stack.enter_context(setup.site.held(setup.folder.name, setup.folder.root.location()))
-            )
-            stack.enter_context(_ray(setup, folder, options))
-            stack.enter_context(_orderly_stop(setup))  # after Ray, which installs handlers of its own
-            setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
-            _check_resources(setup)
-            _tune(setup)
-    finally:
-        _close_open_trials(setup)
-        results = write_results(setup, options, time.monotonic() - started)
-    return results
+    with lock.hold(setup.folder.root, force=options.force, lost=_leave) as found:
+        session = sessions.begin(setup, resume=options.resume, found=found)
+        try:
+            _run_trials(setup, options, take_up(setup.folder, found.beat_at if found else None))
+        except BaseException:
+            with suppress(StorageFault):  # what went wrong first is to be told
+                _conclude(setup, options, session)
+            raise
+        return _conclude(setup, options, session)
 
 
-def _tune(setup: Setup) -> None:
+def _leave(reason: str) -> None:
+    """Somebody else has the experiment now: be gone before anything is written. What we started ends with us."""
+    sys.stderr.write(f"error: {reason}\n")
+    sys.stderr.flush()
+    os._exit(TAKEN_OVER)
+
+
+def _run_trials(setup: Setup, options: Options, past: Past) -> None:
+    name, place = setup.folder.name, setup.folder.root.location()
+    trials = [proposal.trial for proposal in past.open]
+    with ExitStack() as stack:
+        folder = stack.enter_context(_scratch(name))
+        setup = replace(setup, site=stack.enter_context(setup.site.held(name, place, trials)))
+        nodes = setup.site.gpu_nodes()
+        stack.enter_context(connected(declared(nodes or ()), folder, dashboard=options.dashboard))
+        stack.enter_context(_orderly_stop(setup))  # after Ray, which installs handlers of its own
+        setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
+        queue = _queue(setup, nodes)
+        gate = ExperimentGate(setup, queue)
+        _tune(setup, past, gate, queue, folder)
+        gate.check()
+
+
+def _conclude(setup: Setup, options: Options, session: sessions.Session) -> Results:
+    _close_open_trials(setup)
+    complete(setup.folder, setup.task)
+    sessions.end(setup.folder, session)
+    return write_results(setup, options)
+
+
+def _queue(setup: Setup, nodes: Sequence[GpuNode] | None) -> PlacedQueue:
+    """Where trials wait for their GPUs.
+
+    Raises:
+        EnvironmentFault: the baseline can never run here, and a search without it would prove nothing.
+    """
+    resource = OME_GPU if nodes is not None else RAY_GPU
+    ray_nodes = RayNodes(resource)
+    places = Places.of(ray_nodes.read(wait=True), resource)
+    for warning in places.check(nodes) if nodes is not None else ():
+        logger.warning(warning)
+    queue = PlacedQueue(lambda: Places.of(ray_nodes.read(), resource), setup.need, setup.folder.save_waiting)
+    if (reason := queue.never({})) is not None:
+        raise EnvironmentFault(f"the baseline cannot run here: {reason}")
+    return queue
+
+
+def _tune(setup: Setup, past: Past, gate: ExperimentGate, queue: PlacedQueue, folder: Path) -> None:
     task = setup.task
     space = Space.of(task, setup.engine)
     proposer = Proposer(
-        make_source(task, space),
+        make_source(task, space, past.lessons()),
         fallback=RandomSource(space, task.optimization.seed + 1) if space.dimensions else None,
-        max_trials=task.optimization.max_iterations,
-        total_rungs=len(setup.rungs),
-        confirm_repeats=task.optimization.confirm.repeats,
-        problem=_does_not_fit(setup),
-        refuse=_refusing(setup),
-        stop_requested=setup.folder.stop_requested,
+        limits=Limits(task.optimization.max_iterations),
+        gate=gate,
+        past=past,
+        queue=queue,
     )
     tuner = tune.Tuner(
         actor_class(setup),
         tune_config=tune.TuneConfig(
             search_alg=proposer,
-            scheduler=make_scheduler(task.optimization, len(setup.rungs)),
+            scheduler=make_scheduler(task.optimization, len(setup.rungs), past.ended),
             num_samples=-1,
-            max_concurrent_trials=_concurrency(setup),
+            max_concurrent_trials=task.optimization.max_concurrent_trials or AT_ONCE,
             trial_name_creator=lambda trial: Proposal.from_config(trial.config).trial.name,
-            trial_dirname_creator=lambda trial: Proposal.from_config(trial.config).trial.name,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
         run_config=tune.RunConfig(
             name="tune",
-            storage_path=setup.folder.root.location(),
+            storage_path=str(folder),  # Tune's own state is not needed: the experiment folder is the truth
             verbose=0,
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[_telemetry(setup)],
         ),
     )
     tuner.fit()
 
 
-def _concurrency(setup: Setup) -> int:
-    """As many trials at once as the reservations allow, taking the smallest trial as the measure."""
-    have = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    need = setup.resources({})
-    fits = min(int(have.get(name, 0) // amount) for name, amount in need.items())
-    return max(1, min(fits, setup.task.optimization.max_concurrent_trials or fits))
+def _telemetry(setup: Setup) -> Telemetry:
+    planned = make_plan(setup.task, setup.engine).trials
+    desk = partial(open_desk, setup.folder, setup.task)
+    return Telemetry(setup.folder, setup.task.task_name, planned, setup.gpus, desk)
 
 
-def _check_resources(setup: Setup) -> None:
-    """The baseline must fit; a search without it would prove nothing, and Ray would wait for ever."""
-    if (reason := _does_not_fit(setup)({})) is not None:
-        raise EnvironmentFault(f"the baseline cannot run here: {reason}")
+class ExperimentGate:
+    """What the experiment says to its search (see ``search.Gate``)."""
 
+    def __init__(self, setup: Setup, queue: PlacedQueue) -> None:
+        self._setup = setup
+        self._queue = queue
+        self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
+        self._fault: StorageFault | None = None
 
-def _does_not_fit(setup: Setup) -> Callable[[Parameters], str | None]:
-    nodes = [dict(n["Resources"]) for n in ray.nodes() if n["Alive"]]  # type: ignore[no-untyped-call]
+    def problem(self, parameters: Parameters) -> str | None:
+        return self._queue.never(parameters)
 
-    def problem(parameters: Parameters) -> str | None:
-        need = setup.resources(parameters)
-        if any(all(node.get(name, 0) >= amount for name, amount in need.items()) for node in nodes):
-            return None
-        wanted = ", ".join(f"{amount:g} {name}" for name, amount in need.items())
-        most = ", ".join(f"{max((n.get(name, 0) for n in nodes), default=0):g} {name}" for name in need)
-        return f"needs {wanted} on one node, the largest has {most}"
-
-    return problem
-
-
-def _refusing(setup: Setup) -> Callable[[Proposal, str], None]:
-    def refuse(proposal: Proposal, reason: str) -> None:
-        setup.folder.save_record(
+    def refuse(self, proposal: Proposal, reason: str) -> None:
+        self._setup.folder.save_record(
             TrialRecord(
                 trial=proposal.trial,
-                experiment=setup.folder.name,
+                experiment=self._setup.folder.name,
                 number=proposal.number,
                 parameters=proposal.parameters,
                 outcome="infeasible",
                 started_at=utc_now(),
-                total_rungs=len(setup.rungs),
+                total_rungs=len(self._setup.rungs),
                 failure=Failure("no_fit", reason),
             )
         )
 
-    return refuse
+    def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
+        return self._confirmation.wanted(self._setup.folder.records(), baseline, winner)
+
+    def stop_requested(self) -> bool:
+        return self._fault is not None or self._setup.folder.stop_requested()
+
+    def ended(self, trial: TrialId) -> TrialRecord | None:
+        """When the folder cannot be written, no other trial could leave anything either: then all end."""
+        try:
+            self._setup.folder.root.probe()
+            return over(self._setup.folder, trial)
+        except StorageFault as fault:
+            self._fault = fault
+            return None
+
+    def check(self) -> None:
+        """Raise the fault that ended the search."""
+        if self._fault is not None:
+            raise self._fault
 
 
 @contextmanager
@@ -174,30 +225,6 @@ def _scratch(experiment: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="rta-"))  # short: the paths of the sockets in it have a limit
     with owning_descendants(f"{experiment}/run", folder):
         yield folder
-
-
-@contextmanager
-def _ray(setup: Setup, folder: Path, options: Options) -> Iterator[None]:
-    """A Ray of our own that ends with us, or the cluster that we were submitted to."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in SETTINGS.items()})
-    try:
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=os.cpu_count(),
-                resources=setup.site.declared(),
-                object_store_memory=OBJECT_STORE_BYTES,
-                include_dashboard=options.dashboard,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _node_ip_address="127.0.0.1",  # works without any network
-                _temp_dir=str(folder),
-            )
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -210,10 +237,13 @@ def _orderly_stop(setup: Setup) -> Iterator[None]:
         yield
         return
 
+    signals = count(1)
+
     def handle(number: int, frame: object) -> None:
-        if setup.folder.stop_requested():
+        if next(signals) > 1:
             os._exit(130)
-        setup.folder.request_stop()
+        with suppress(StorageFault):  # the search hears of it all the same
+            setup.folder.request_stop()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -221,36 +251,6 @@ def _orderly_stop(setup: Setup) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _write_preamble(setup: Setup) -> None:
-    root = setup.folder.root
-    root.write("task.json", setup.task.model_dump_json(indent=1))
-    root.write("environment.json", to_text(environment(setup)))
-
-
-def environment(setup: Setup) -> dict[str, Any]:
-    """What the experiment ran on; no secret and no user variable."""
-    packages = ("ray", "genai-bench", "hyperopt", "optuna", "xllamacpp", "numpy", "scipy")
-    return {
-        "raytune_autotuner": __version__,
-        "python": platform.python_version(),
-        "host": platform.node(),
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cpus": os.cpu_count(),
-        "load_average": os.getloadavg(),
-        "packages": {name: version for name in packages if (version := _version(name))},
-        "engine": setup.engine.name,
-        "tokenizer": setup.tokenizer,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _close_open_trials(setup: Setup) -> None:
@@ -274,16 +274,17 @@ def _interrupted(setup: Setup, state: TrialState) -> TrialRecord:
         total_rungs=state.total_rungs,
         failure=Failure("interrupted", f"the worker ended in phase {state.phase}"),
         gpus=setup.gpus(state.parameters),
+        phases=state.phases,
     )
 
 
-def write_results(setup: Setup, options: Options, elapsed_s: float) -> Results:
+def write_results(setup: Setup, options: Options) -> Results:
     """Write results.json and trials.csv into the folder, and the results file where the user wants it."""
     results = load_results(setup.folder, setup.task)
     extra = {
-        "elapsed_time": round(elapsed_s, 1),
+        "elapsed_time": round(sessions.elapsed_s(setup.folder), 1),
         "folder": setup.folder.root.location(),
-        "versions": environment(setup),
+        "versions": sessions.environment(setup),
     }
     text = to_text(document(results, extra))
     setup.folder.root.write("results.json", text)

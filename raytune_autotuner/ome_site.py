@@ -5,13 +5,14 @@ Looked at before anything is created, held by the anchor while the experiment ru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raytune_autotuner import recovery, resources
-from raytune_autotuner.anchor import Anchor, object_name
+from raytune_autotuner.anchor import EXPERIMENT, Anchor, object_name
+from raytune_autotuner.anchor import labels as anchor_labels
 from raytune_autotuner.backends import Backend
 from raytune_autotuner.backends.ome import OmeBackend
 from raytune_autotuner.backends.ome_manifest import (
@@ -31,16 +32,15 @@ from raytune_autotuner.doctor import Finding, Needs, examine, gpu_nodes
 from raytune_autotuner.engines import Engine, build_argv, gpu_count, load_engine
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.kube import Cluster
+from raytune_autotuner.packing import GpuNode, Need, pods
 from raytune_autotuner.records import Parameters, TrialId
 from raytune_autotuner.task.spec import Task
 
-GPU_RESOURCE = "ome_gpu"
-"""Ray's name for a GPU that OME may use; Ray nodes declare as many as the cluster has."""
 SWEEP_S = 300.0
 DOCTOR_S = 5.0
 """The patience of questions that only look; a dead webhook would take a minute else."""
-DRIVER_CPUS = 0.5
-"""Of a trial's worker, which waits and runs the benchmark client."""
+CLIENT_CPUS, WAITING_CPUS = 0.5, 0.1
+"""Of a trial's worker: when it runs the benchmark client, and when a BenchmarkJob does that."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,9 @@ class Ome:
     def cluster(self) -> Cluster:
         return connect(self.task)
 
-    def backend(self, gpus: int) -> Backend:
-        return OmeBackend(self.cluster(), replace(self.settings, gpus_per_replica=gpus))
+    def backend(self, trial: TrialId, gpus: int, node: str | None = None) -> Backend:
+        settings = replace(self.settings, gpus_per_replica=gpus, node=node)
+        return OmeBackend(self.cluster(), settings, self.experiment, trial)
 
     def notes(self) -> tuple[str, ...]:
         return tuple(notes(self.task.benchmark)) if self.task.ome.benchmark == "benchmark_job" else ()
@@ -64,12 +65,15 @@ class Ome:
         beside = sum(part.gpus * part.replicas for part in self.settings.sections.values())
         return engine_gpus * self.settings.replicas + beside
 
-    def reserved(self, gpus: int) -> dict[str, float]:
-        return {"CPU": self.task.resources.cpus or DRIVER_CPUS, GPU_RESOURCE: float(gpus)}
+    def need(self, engine_gpus: int) -> Need:
+        beside = [part.gpus for part in self.settings.sections.values() for _ in range(part.replicas) if part.gpus]
+        cpus = CLIENT_CPUS if self.task.ome.benchmark == "direct" else WAITING_CPUS
+        return Need((*pods(engine_gpus, self.settings.replicas), *beside), self.task.resources.cpus or cpus)
 
-    def declared(self) -> dict[str, float]:
-        """The cluster's GPUs that no pod has asked for."""
-        return {GPU_RESOURCE: float(sum(node.free for node in gpu_nodes(self.cluster())))}
+    def gpu_nodes(self) -> Sequence[GpuNode]:
+        """Those that the trials' pods may go to; what this experiment has there already is its own to use."""
+        own = anchor_labels(self.experiment)[EXPERIMENT] if self.experiment else None
+        return gpu_nodes(self.cluster(), self.settings.node_selector, own)
 
     def benchmark(self, trial: TrialId) -> Benchmark | None:
         ome = self.task.ome
@@ -91,12 +95,12 @@ class Ome:
         return OmeJob(self.cluster(), settings)
 
     @contextmanager
-    def held(self, experiment: str, holder: str) -> Iterator[Ome]:
+    def held(self, experiment: str, holder: str, open: Collection[TrialId]) -> Iterator[Ome]:
         cluster, namespace = self.cluster(), self.settings.namespace
         recovery.remove(cluster, recovery.find_orphans(cluster, namespace), Deadline.after(SWEEP_S))
         with Anchor.create(cluster, namespace, experiment, holder) as anchor:
             try:
-                recovery.sweep(anchor, Deadline.after(SWEEP_S))
+                recovery.sweep(anchor, Deadline.after(SWEEP_S), open)
                 owner = anchor.owner_reference()
                 yield replace(self, settings=replace(self.settings, owner=owner), experiment=experiment)
             finally:

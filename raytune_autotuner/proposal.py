@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raytune_autotuner.objectives import scalar
-from raytune_autotuner.records import Outcome, Parameters, Score, TrialId, config_hash
+from raytune_autotuner.records import Outcome, Parameters, ParameterValue, Score, TrialId, config_hash
 from raytune_autotuner.task.spec import Optimization
 
 META = "_trial"
@@ -23,6 +23,10 @@ class Proposal:
     parameters: Parameters
     proposed_at: float
     """Wall-clock seconds, so that the wait for resources can be charged on another machine."""
+    node: str | None = None
+    """Where an earlier worker of the trial was; what it left may be there."""
+    place: Mapping[str, Any] = field(default_factory=dict)
+    """The reservation (see ``reservation.Reservation``), as plain data."""
 
     def to_config(self) -> dict[str, Any]:
         meta = {
@@ -30,6 +34,7 @@ class Proposal:
             "repeat": self.trial.repeat,
             "number": self.number,
             "proposed_at": self.proposed_at,
+            "place": dict(self.place),
         }
         return {**self.parameters, META: meta}
 
@@ -38,7 +43,22 @@ class Proposal:
         parameters = {k: v for k, v in config.items() if k != META}
         meta = config[META]
         trial = TrialId(meta["purpose"], config_hash(parameters), meta["repeat"])
-        return cls(trial, meta["number"], parameters, meta["proposed_at"])
+        return cls(trial, meta["number"], parameters, meta["proposed_at"], place=meta["place"])
+
+
+LABEL_LENGTH = 120
+OWN_FLAGS = "the runtime's own flags"
+
+
+def label(experiment: str, proposal: Proposal) -> str:
+    """A trial in short, for Ray's dashboard and the prefix of its log lines."""
+    given = " ".join(f"{name}={_short(value)}" for name, value in proposal.parameters.items())
+    text = f"{experiment} #{proposal.number} {proposal.trial.name} {given or OWN_FLAGS}"
+    return text if len(text) <= LABEL_LENGTH else text[: LABEL_LENGTH - 1] + "…"
+
+
+def _short(value: ParameterValue) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def report(score: Score | None, rungs_done: int, outcome: Outcome | None, reduction_factor: float) -> dict[str, Any]:

@@ -59,6 +59,8 @@ class Endpoint:
     """What the server reports of its own configuration, as it reports it."""
     argv: tuple[str, ...] = ()
     metrics_url: str | None = None
+    adopted: bool = False
+    """Whether it was there already, left by a worker that is gone."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,8 @@ class TrialRecord:
     """Where the server says it runs something else than was asked."""
     notes: tuple[str, ...] = ()
     """What of the task was without effect on how this was measured."""
+    node: str | None = None
+    """The node of the cluster that it ran on; ``None`` when that is not known, or was several."""
 
     @property
     def wall_s(self) -> float:
@@ -215,11 +219,15 @@ class TrialState:
     updated_at: str
     outcome: Outcome | None = None
     score: Score | None = None
+    phases: Mapping[str, float] = field(default_factory=dict)
+    """Seconds by phase until ``updated_at``."""
+    node: str | None = None
+    """The node of the cluster that the trial was given; ``None`` when it was given none or several."""
 
 
 def to_json(record: Any) -> str:
     """A record as indented JSON."""
-    return TypeAdapter(type(record)).dump_json(record, indent=1).decode()
+    return _adapter(type(record)).dump_json(record, indent=1).decode()
 
 
 def from_json(kind: type[T], text: str | bytes) -> T:
@@ -228,4 +236,15 @@ def from_json(kind: type[T], text: str | bytes) -> T:
     Raises:
         pydantic.ValidationError: the text is not such a record.
     """
-    return TypeAdapter(kind).validate_json(text)
+    found: T = _adapter(kind).validate_json(text)
+    return found
+
+
+_adapters: dict[type, TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Made once: that takes 50 times as long as using it."""
+    if kind not in _adapters:
+        _adapters[kind] = TypeAdapter(kind)
+    return _adapters[kind]

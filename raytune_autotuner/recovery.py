@@ -7,7 +7,7 @@ heartbeat. Everything else is left alone: objects without our labels, and those 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -17,6 +17,7 @@ from raytune_autotuner.anchor import (
     ANCHOR,
     EXPERIMENT,
     MANAGED,
+    TRIAL,
     Anchor,
     Taken,
     holder_of,
@@ -29,6 +30,7 @@ from raytune_autotuner.anchor import (
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import TransientError
 from raytune_autotuner.kube import BENCHMARK_JOB, CONFIG_MAP, INFERENCE_SERVICE, POD, Cluster, Conflict, Kind
+from raytune_autotuner.records import TrialId
 
 HOLDER = "raytune-autotuner gc"
 SWEPT: tuple[Kind, ...] = (INFERENCE_SERVICE, BENCHMARK_JOB, POD)
@@ -96,20 +98,22 @@ def remove(cluster: Cluster, orphans: Iterable[Orphan], deadline: Deadline) -> l
     return [orphan for orphan in listed if (orphan.namespace, orphan.experiment) in removed]
 
 
-def sweep(anchor: Anchor, deadline: Deadline) -> int:
+def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) -> int:
     """Delete every object of the experiment whose anchor is held, and wait until none is left; how many there were.
 
-    The anchor stays. For the start of an experiment, which may be a resumed one, and for its end.
+    The anchor stays, and so do the services of ``spared`` trials, which go on with them. For the start of an
+    experiment, which may be a resumed one, and for its end.
 
     Raises:
         TransientError: something is still there when the deadline is over; names it.
     """
     cluster, namespace = anchor.cluster, anchor.namespace
     asked: set[str] = set()
-    while left := _objects(anchor):
+    names = {trial.name for trial in spared}
+    while left := [(kind, each) for kind, each in _objects(anchor) if not _serves(kind, each, names)]:
         if deadline.expired and asked:
-            names = ", ".join(f"{kind.kind} {each['metadata']['name']}" for kind, each in left)
-            raise TransientError(f"still in namespace {namespace} after {deadline.seconds:.0f} s: {names}")
+            listed = ", ".join(f"{kind.kind} {each['metadata']['name']}" for kind, each in left)
+            raise TransientError(f"still in namespace {namespace} after {deadline.seconds:.0f} s: {listed}")
         anchor.check()
         for kind, each in left:
             if each["metadata"]["uid"] not in asked:
@@ -118,6 +122,13 @@ def sweep(anchor: Anchor, deadline: Deadline) -> int:
         _force(cluster, [each for kind, each in left if kind is POD], namespace)
         time.sleep(min(POLL_S, deadline.remaining()))
     return len(asked)
+
+
+def _serves(kind: Kind, each: Manifest, trials: Collection[str]) -> bool:
+    """Whether an object is the service of one of these trials, or a pod of it; a benchmark's pod is a Job's."""
+    meta = each["metadata"]
+    owned_by_job = any(owner["kind"] == "Job" for owner in meta.get("ownerReferences") or ())
+    return kind is not BENCHMARK_JOB and not owned_by_job and (meta.get("labels") or {}).get(TRIAL) in trials
 
 
 def _objects(anchor: Anchor) -> list[tuple[Kind, Manifest]]:

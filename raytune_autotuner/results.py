@@ -8,16 +8,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from raytune_autotuner.objectives import Context, rank
+from raytune_autotuner.confirmation import Confirmation
+from raytune_autotuner.objectives import rank
 from raytune_autotuner.records import Outcome, Parameters, TrialRecord
 from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
-from raytune_autotuner.verdict import Measurement, Verdict, compare
+from raytune_autotuner.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -92,18 +93,7 @@ def _verdict(
     """From the confirming runs alone: the search's own value of the winner is biased by having been chosen."""
     if baseline is None or winner is None or baseline.trial.config == winner.trial.config:
         return None
-    sides = [_measurements(task, records, side.trial.config) for side in (baseline, winner)]
-    if not all(sides):
-        return None
-    return compare(sides[0], sides[1], task.optimization.confirm.confidence, task.optimization.seed)
-
-
-def _measurements(task: Task, records: Iterable[TrialRecord], config: str) -> list[Measurement]:
-    return [
-        Measurement(r.rungs[-1].metrics, Context(r.gpus, task.optimization))
-        for r in records
-        if r.trial.purpose == "confirm" and r.trial.config == config and r.outcome == "completed"
-    ]
+    return Confirmation(task).verdict(records, baseline.trial.config, winner.trial.config)
 
 
 def ledger(records: Sequence[TrialRecord]) -> Ledger:

@@ -18,6 +18,7 @@ from raytune_autotuner.engines import Engine, build_argv, gpu_count
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.objectives import Context
+from raytune_autotuner.packing import Need
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.records import Parameters, Rung, TrialId
 from raytune_autotuner.site import Local, Site
@@ -51,17 +52,18 @@ class Setup:
     def gpus(self, parameters: Parameters) -> int:
         return self.site.gpus(self._engine_gpus(parameters))
 
-    def resources(self, parameters: Parameters) -> dict[str, float]:
-        """What a trial reserves in Ray."""
-        wanted = self.site.reserved(self.gpus(parameters))
-        return {name: amount for name, amount in wanted.items() if amount}
+    def need(self, parameters: Parameters) -> Need:
+        """What a trial reserves."""
+        return self.site.need(self._engine_gpus(parameters))
 
     def _engine_gpus(self, parameters: Parameters) -> int:
         if self.task.resources.gpus is not None:
             return self.task.resources.gpus
         return gpu_count(self.engine, parameters, self.runtime_args)
 
-    def trial(self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0) -> Trial:
+    def trial(
+        self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0, node: str | None = None
+    ) -> Trial:
         job = Job(
             deployment=self._deployment(trial, parameters),
             number=number,
@@ -71,8 +73,9 @@ class Setup:
             timeout_s=float(self.task.optimization.timeout_per_iteration),
             queued_s=queued_s,
             notes=self.site.notes(),
+            node=node,
         )
-        backend = self.site.backend(self._engine_gpus(parameters))
+        backend = self.site.backend(trial, self._engine_gpus(parameters), node)
         return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)
 
     @contextmanager

@@ -7,7 +7,7 @@ its own). ``Local`` needs nothing; ``ome_site.Ome`` is a namespace of a Kubernet
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,14 +15,15 @@ from typing import Protocol
 from raytune_autotuner.backends import Backend
 from raytune_autotuner.backends.local import LocalBackend
 from raytune_autotuner.benchmarks import Benchmark
+from raytune_autotuner.packing import GpuNode, Need, pods
 from raytune_autotuner.records import TrialId
 
 
 class Site(Protocol):
     """The seam between an experiment and where its engines run."""
 
-    def backend(self, gpus: int) -> Backend:
-        """A backend for one trial whose engine takes that many GPUs in each replica."""
+    def backend(self, trial: TrialId, gpus: int, node: str | None = None) -> Backend:
+        """A backend for one trial whose engine takes that many GPUs in each replica, on ``node`` if that is given."""
 
     def notes(self) -> tuple[str, ...]:
         """What of the task is without effect on how it is measured here."""
@@ -30,17 +31,20 @@ class Site(Protocol):
     def gpus(self, engine_gpus: int) -> int:
         """What a trial takes in all."""
 
-    def reserved(self, gpus: int) -> dict[str, float]:
-        """What a trial with that many GPUs in all reserves in Ray."""
+    def need(self, engine_gpus: int) -> Need:
+        """What a trial reserves whose engine takes that many GPUs."""
 
-    def declared(self) -> dict[str, float]:
-        """Custom resources that a Ray of our own offers."""
+    def gpu_nodes(self) -> Sequence[GpuNode] | None:
+        """The nodes of the cluster and what they have free; ``None`` where engines run on the nodes of Ray."""
 
     def benchmark(self, trial: TrialId) -> Benchmark | None:
         """The site's own way to measure; ``None`` for genai-bench beside the trial."""
 
-    def held(self, experiment: str, holder: str) -> AbstractContextManager[Site]:
-        """The site as the experiment's own, cleaned up afterwards; ``holder`` says for people who has it."""
+    def held(self, experiment: str, holder: str, open: Collection[TrialId]) -> AbstractContextManager[Site]:
+        """The site as the experiment's own, cleaned up before (but for what ``open`` trials may go on with) and after.
+
+        ``holder`` says for people who has it.
+        """
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Local:
 
     cpus: float | None = None
 
-    def backend(self, gpus: int) -> Backend:
+    def backend(self, trial: TrialId, gpus: int, node: str | None = None) -> Backend:
         return LocalBackend()
 
     def notes(self) -> tuple[str, ...]:
@@ -58,16 +62,16 @@ class Local:
     def gpus(self, engine_gpus: int) -> int:
         return engine_gpus
 
-    def reserved(self, gpus: int) -> dict[str, float]:
-        cpus = self.cpus or (1.0 if gpus else float(os.cpu_count() or 1))
-        return {"CPU": cpus, "GPU": float(gpus)}
+    def need(self, engine_gpus: int) -> Need:
+        cpus = self.cpus or (1.0 if engine_gpus else float(os.cpu_count() or 1))
+        return Need(pods(engine_gpus), cpus)
 
-    def declared(self) -> dict[str, float]:
-        return {}
+    def gpu_nodes(self) -> None:
+        return None
 
     def benchmark(self, trial: TrialId) -> Benchmark | None:
         return None
 
     @contextmanager
-    def held(self, experiment: str, holder: str) -> Iterator[Local]:
+    def held(self, experiment: str, holder: str, open: Collection[TrialId]) -> Iterator[Local]:
         yield self

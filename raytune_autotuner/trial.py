@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import differences
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
-from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
+from raytune_autotuner.errors import EnvironmentFault, StorageFault, TransientError, TrialInfeasible
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
     Endpoint,
@@ -41,6 +42,8 @@ from raytune_autotuner.storage import ExperimentFolder
 ATTEMPTS = 2
 """How often a deployment is tried when the infrastructure fails."""
 TEARDOWN_S = 60.0
+KEEP_S = 15.0
+"""So often the logs of a running trial are brought to a storage elsewhere."""
 WARMUP_RUNG = -1
 
 
@@ -56,6 +59,8 @@ class Job:
     timeout_s: float
     queued_s: float = 0.0
     notes: tuple[str, ...] = ()
+    node: str | None = None
+    """Where the trial was given its GPUs, when that is one node."""
 
     @property
     def trial(self) -> TrialId:
@@ -85,39 +90,57 @@ class Clock:
 
     def move(self, source: str, target: str, seconds: float) -> None:
         """Book ``seconds`` of a phase that is over under another one."""
-        self.seconds[source] = self.seconds.get(source, 0.0) - seconds
-        self.seconds[target] = self.seconds.get(target, 0.0) + seconds
+        self.add(source, -seconds)
+        self.add(target, seconds)
+
+    def add(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+
+    def rounded(self) -> dict[str, float]:
+        return {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
 
 
 class Trial:
-    """A running trial. Used from one thread; ``finish`` may be called at any time and more than once."""
+    """A running trial. Used from one thread; ``finish`` may be called at any time and more than once.
+
+    Where an earlier worker was cut short in it, the trial goes on: with the rungs that were measured, and with what
+    was spent on it.
+    """
 
     def __init__(self, job: Job, backend: Backend, benchmark: Benchmark, folder: ExperimentFolder) -> None:
         self.job = job
-        self.rungs: list[RungRecord] = []
+        before = folder.state(job.trial.name)
+        before = before if before and before.outcome is None else None
+        self.rungs = _kept(folder.rungs(job.trial.name), job.rungs) if before else []
         self.record: TrialRecord | None = None
         self._backend = backend
         self._benchmark = benchmark
         self._folder = folder
         self._deadline = Deadline.after(job.timeout_s)
-        self._clock = Clock({"queue": job.queued_s})
-        self._started_at = utc_now()
+        self._clock = Clock(_with(before.phases if before else {}, "queue", job.queued_s))
+        self._started_at = before.started_at if before else utc_now()
+        self._unattended_since = before.updated_at if before else ""
         self._endpoint: Endpoint | None = None
         self._argv = job.deployment.argv
         self._info: Mapping[str, Any] = {}
         self._differences: tuple[str, ...] = ()
         self._announced = ("queue", "", -1)
+        if before and (endpoint := folder.endpoint(job.trial.name)):
+            self._take_in(endpoint)
 
     def step(self) -> TrialRecord | None:
         """Run the next rung; the record when the trial has ended with it, else ``None``."""
         try:
             self._check_stop()
-            rung = self.job.rungs[len(self.rungs)]
-            self._retrying(rung)
+            if len(self.rungs) < len(self.job.rungs):
+                self._retrying(self.job.rungs[len(self.rungs)])
         except TrialInfeasible as error:
             return self.finish("infeasible", Failure(error.kind, error.reason, error.log_tail, error.hint))
         except Stopped:
             return self.finish("stopped", Failure("interrupted", "the experiment was stopped"))
+        except StorageFault:
+            self._teardown()
+            raise
         except (TransientError, EnvironmentFault) as error:
             return self.finish("failed", Failure("infrastructure", str(error)))
         except Exception as error:  # noqa: BLE001 - the trial boundary: one trial's accident must not end the experiment
@@ -130,7 +153,8 @@ class Trial:
         """End the engine, wait for it, and write how the trial ended. The first call decides."""
         if self.record is not None:
             return self.record
-        self._announce("teardown", "")
+        with suppress(StorageFault):  # first of all the engine has to go
+            self._announce("teardown", "")
         try:
             self._teardown()
         except TransientError as error:
@@ -150,7 +174,7 @@ class Trial:
             try:
                 if self._endpoint is None:
                     self._endpoint = self._deploy()
-                self.rungs.append(self._measure(self._endpoint, rung, attempt))
+                self.rungs.append(self._measure(self._endpoint, rung))
                 return
             except TransientError:
                 if attempt == ATTEMPTS:
@@ -162,10 +186,16 @@ class Trial:
         self._announce("deploy", "")
         self._benchmark.prepare()
         endpoint = self._backend.start(self.job.deployment, self._deadline, self._announce)
-        self._info, self._argv = endpoint.info, endpoint.argv or self._argv
-        self._differences = differences(self.job.deployment.engine, self.job.parameters, endpoint.info)
+        if endpoint.adopted:  # it held its GPUs while nobody used it
+            self._clock.add("idle", seconds_since(self._unattended_since))
+        self._folder.save_endpoint(self.job.trial, endpoint)
+        self._take_in(endpoint)
         self._warm_up(endpoint)
         return endpoint
+
+    def _take_in(self, endpoint: Endpoint) -> None:
+        self._info, self._argv = endpoint.info, endpoint.argv or self._argv
+        self._differences = differences(self.job.deployment.engine, self.job.parameters, endpoint.info)
 
     def _warm_up(self, endpoint: Endpoint) -> None:
         if not self.job.warmup_requests:
@@ -177,9 +207,9 @@ class Trial:
         rung = Rung(WARMUP_RUNG, (load,), self.job.warmup_requests, last.max_minutes)
         self._benchmarked("warmup", endpoint, rung, f"warmup-{time.monotonic_ns()}")
 
-    def _measure(self, endpoint: Endpoint, rung: Rung, attempt: int) -> RungRecord:
+    def _measure(self, endpoint: Endpoint, rung: Rung) -> RungRecord:
         self._announce("benchmark", "")
-        name = f"rung-{rung.index}" + (f"-attempt-{attempt}" if attempt > 1 else "")
+        name = self._unused(f"rung-{rung.index}")
         with EngineMetrics(endpoint, self.job.deployment.engine) as scrape:
             metrics, wall_s = self._benchmarked("benchmark", endpoint, rung, name)
         record = RungRecord(rung.index, metrics, score(metrics, self.job.context), wall_s, scrape.stats())
@@ -200,6 +230,7 @@ class Trial:
         """Called about once a second during a benchmark."""
         self._check_stop()
         self._backend.check()
+        self._bring(every_s=KEEP_S)
 
     def _check_stop(self) -> None:
         if self._folder.stop_requested():
@@ -210,18 +241,26 @@ class Trial:
             self._stop_engine()
         finally:
             self._benchmark.close()
-            root = self._folder.root
-            root.keep(self.job.deployment.folder, f"trials/{self.job.trial.name}")
+            self._bring(last=True)
 
     def _stop_engine(self) -> None:
         self._endpoint = None
         self._backend.stop(Deadline.after(TEARDOWN_S))
 
+    def _unused(self, name: str) -> str:
+        """A folder of this name, or the next one when an attempt before this has left something there."""
+        attempts = chain([name], (f"{name}-attempt-{n}" for n in count(2)))
+        return next(each for each in attempts if not self._folder.root.exists(f"trials/{self.job.trial.name}/{each}"))
+
     @contextmanager
     def _workdir(self, name: str) -> Iterator[Path]:
-        folder = self.job.deployment.folder / name
-        yield folder
-        self._folder.root.keep(folder, f"trials/{self.job.trial.name}/{name}")
+        yield self.job.deployment.folder / name
+        self._bring()
+
+    def _bring(self, *, last: bool = False, every_s: float = 0.0) -> None:
+        """Raw output to the storage, where that is elsewhere."""
+        folder = self.job.deployment.folder
+        self._folder.root.keep(folder, f"trials/{self.job.trial.name}", last=last, every_s=every_s)
 
     def _announce(self, phase: str, detail: str, outcome: Outcome | None = None) -> None:
         """Enter a phase and let the world know, once per change."""
@@ -242,6 +281,8 @@ class Trial:
                 updated_at=utc_now(),
                 outcome=outcome,
                 score=self.rungs[-1].score if self.rungs else None,
+                phases=self._clock.rounded(),
+                node=self.job.node,
             )
         )
 
@@ -259,10 +300,11 @@ class Trial:
             failure=failure,
             argv=self._argv,
             gpus=self.job.deployment.gpus,
-            phases={k: round(v, 3) for k, v in self._clock.seconds.items()},
+            phases=self._clock.rounded(),
             engine_info=self._info,
             differences=self._differences,
             notes=self.job.notes,
+            node=self.job.node,
         )
 
     def _final_score(self) -> Score | None:
@@ -279,5 +321,21 @@ def run(trial: Trial) -> TrialRecord:
         trial.finish("stopped", Failure("interrupted", "interrupted"))
 
 
+def _kept(measured: tuple[RungRecord, ...], rungs: tuple[Rung, ...]) -> list[RungRecord]:
+    """The rungs from the first on that need not be measured again."""
+    by_index = {record.rung: record for record in measured}
+    done = [by_index.get(rung.index) for rung in rungs]
+    return [record for record in done[: (*done, None).index(None)] if record]
+
+
+def _with(phases: Mapping[str, float], phase: str, seconds: float) -> dict[str, float]:
+    return {**phases, phase: phases.get(phase, 0.0) + seconds}
+
+
 def utc_now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def seconds_since(moment: str) -> float:
+    """How long ago a time was that ``utc_now`` gave."""
+    return max(0.0, (datetime.now(timezone.utc) - datetime.fromisoformat(moment)).total_seconds())

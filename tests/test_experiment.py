@@ -8,16 +8,16 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raytune_autotuner import experiment
+from raytune_autotuner import __version__, experiment, history, sessions
 from raytune_autotuner.engines import load_engine
-from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.experiment import Options
-from raytune_autotuner.records import TrialId, config_hash
 from raytune_autotuner.results import Results
 from raytune_autotuner.site import Local
 from raytune_autotuner.storage import ExperimentFolder, Storage
@@ -118,7 +118,7 @@ def test_failures_are_results_and_the_experiment_goes_on(tmp_path: Path) -> None
 
 def test_a_configuration_that_no_node_can_hold_is_refused_not_waited_for(tmp_path: Path) -> None:
     """Ray would wait for ever without a word."""
-    with pytest.raises(EnvironmentFault, match="largest has"):
+    with pytest.raises(EnvironmentFault, match="the most on a node is"):
         run(tmp_path, resources__cpus=10_000)
 
 
@@ -143,7 +143,7 @@ def test_a_stop_request_ends_the_experiment_in_order(tmp_path: Path) -> None:
 SCRIPT = """
 import sys
 from pathlib import Path
-from raytune_autotuner import experiment
+from raytune_autotuner import __version__, experiment, history, sessions
 from raytune_autotuner.experiment import Options
 from tests.test_experiment import fake_setup
 setup = fake_setup(Path(sys.argv[1]), parameters__fault={"type": "choice", "values": ["rung1:hang"], "flag": "--fault"})
@@ -169,15 +169,117 @@ def test_a_signal_to_the_driver_ends_it_in_order(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["interrupted"]
 
 
-def test_driver_lost_records_are_closed_from_what_is_on_disk(tmp_path: Path) -> None:
-    """A trial whose worker died has its rungs kept and is marked as interrupted."""
-    setup = fake_setup(tmp_path)
-    parameters = {"speed": 9.0}
-    lost = TrialId("search", config_hash(parameters))
-    setup.trial(lost, 99, parameters).step()
-    results = experiment.run(setup, Options(tmp_path / "r.json"))
-    record = setup.folder.record(lost.name)
-    assert record is not None
-    assert (record.outcome, record.failure and record.failure.kind, len(record.rungs)) == ("stopped", "interrupted", 1)
+def test_an_experiment_goes_on_after_the_driver_was_killed(tmp_path: Path) -> None:
+    """SIGKILL in a rung: what had ended stands as it was, the rungs are kept, and the rest is run."""
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env={**os.environ, "PYTHONPATH": "."})
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    try:
+        until(lambda: any(s.phase == "benchmark" and s.rung == 1 and s.number > 0 for s in folder.states()), seconds=90)
+    finally:
+        process.kill()
+        process.wait()
+    ended = {r.trial.name: mtime(folder, f"trials/{r.trial.name}/record.json") for r in folder.records()}
+    cut_short = [s for s in folder.states() if s.trial.name not in ended and s.rung == 1]
+    first_rungs = {s.trial.name: mtime(folder, f"trials/{s.trial.name}/rungs/0.json") for s in cut_short}
+    assert "baseline" in " ".join(ended)
+    assert cut_short
+    setup = fake_setup(tmp_path, parameters__fault=NO_FAULT)
+    results = experiment.run(setup, Options(tmp_path / "r.json", resume=True))
+    assert {name: mtime(folder, f"trials/{name}/record.json") for name in ended} == ended
+    assert {name: mtime(folder, f"trials/{name}/rungs/0.json") for name in first_rungs} == first_rungs
+    for state in cut_short:
+        record = folder.record(state.trial.name)
+        assert record is not None
+        assert (record.outcome, record.number) == ("completed", state.number)
+        assert record.phases["benchmark"] >= state.phases.get("benchmark", 0.0)
     assert results.winner is not None
-    assert all(state.outcome for state in setup.folder.states())
+    assert len([r for r in results.records if r.trial.purpose == "search"]) >= 6
+    assert len(list((tmp_path / "exp" / "sessions").iterdir())) == 2
+    assert not (tmp_path / "exp" / "lock.json").exists()
+
+
+def test_a_finished_experiment_is_extended(tmp_path: Path) -> None:
+    """More trials with all that is known; a better winner is confirmed in runs of its own."""
+    few = {"optimization__max_iterations": 2, "optimization__strategy": "random", "optimization__confirm__repeats": 1}
+    first = experiment.run(fake_setup(tmp_path, **few), Options(tmp_path / "r.json"))
+    setup = fake_setup(tmp_path, **{**few, "optimization__max_iterations": 6})
+    before = {r.trial.name: mtime(setup.folder, f"trials/{r.trial.name}/record.json") for r in first.records}
+    results = experiment.run(setup, Options(tmp_path / "r.json", resume=True))
+    assert history.searched(setup.folder) == 6
+    assert {name: mtime(setup.folder, f"trials/{name}/record.json") for name in before} == before
+    assert results.winner is not None
+    assert results.winner.parameters["speed"] == 0.5
+    assert results.verdict is not None
+    assert results.verdict.kind == "WIN"
+
+
+NO_FAULT = {"type": "choice", "values": [""], "flag": "--fault"}
+
+
+def mtime(folder: ExperimentFolder, path: str) -> object:
+    return folder.root.modified(path)
+
+
+def test_a_trial_whose_worker_is_killed_is_begun_again(tmp_path: Path) -> None:
+    """While the driver lives on; the trial keeps its name, and the experiment ends as if nothing had been."""
+    setup = fake_setup(
+        tmp_path,
+        optimization__max_iterations=1,
+        optimization__confirm__repeats=0,
+        parameters__fault={"type": "choice", "values": ["rung1:killed_once"], "flag": "--fault"},
+    )
+    results = experiment.run(setup, Options(tmp_path / "r.json"))
+    (record,) = results.search
+    assert (record.outcome, len(record.rungs)) == ("completed", 2)
+
+
+def test_an_experiment_that_is_there_is_not_begun_again(tmp_path: Path) -> None:
+    """A second run under its name would mix two experiments."""
+    setup = fake_setup(tmp_path)
+    setup.folder.root.write("task.json", "{}")
+    with pytest.raises(EnvironmentFault, match="resume it, or choose another --name"):
+        experiment.run(setup, Options(tmp_path / "r.json"))
+
+
+def test_an_experiment_does_not_go_on_with_another_engine(tmp_path: Path) -> None:
+    """What it compares with has changed, so the old results say nothing about the new ones."""
+    setup = fake_setup(tmp_path)
+    sessions.begin(setup, resume=False, found=None)
+    changed = replace(setup, runtime_args=("--other", "1"))
+    with pytest.raises(EnvironmentFault, match=r"runtime_args was \[\] and is \['--other', '1'\]"):
+        experiment.run(changed, Options(tmp_path / "r.json", resume=True))
+
+
+@pytest.mark.parametrize(("version", "goes_on"), [("0.0.1", False), ("{minor}.99", True)])
+def test_an_upgrade_of_the_patch_version_goes_on(tmp_path: Path, version: str, goes_on: bool) -> None:
+    """Another minor version may measure differently."""
+    setup = fake_setup(tmp_path)
+    began = sessions.begin(setup, resume=False, found=None)
+    minor = ".".join(__version__.split(".")[:2])
+    sessions.end(setup.folder, replace(began, version=version.format(minor=minor)))
+    if goes_on:
+        assert sessions.begin(setup, resume=True, found=None).number == 2
+    else:
+        with pytest.raises(EnvironmentFault, match="was begun by version"):
+            sessions.begin(setup, resume=True, found=None)
+
+
+def test_a_full_disk_ends_the_experiment_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search stops instead of failing every trial; with room again, it goes on."""
+    fault = {"type": "choice", "values": ["rung1:disk_full"], "flag": "--fault"}
+    full = fake_setup(tmp_path, parameters__fault=fault, optimization__confirm__repeats=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "probe", no_space)
+        with pytest.raises(StorageFault, match="No space left"):
+            experiment.run(full, Options(tmp_path / "r.json"))
+    before = {record.trial.name for record in full.folder.records() if record.outcome == "completed"}
+    assert len(before) == 1
+    assert not [record for record in full.folder.records() if record.outcome == "failed"]
+    setup = fake_setup(tmp_path, parameters__fault=NO_FAULT, optimization__confirm__repeats=0)
+    results = experiment.run(setup, Options(tmp_path / "r.json", resume=True))
+    assert results.winner is not None
+    assert all(record.outcome in ("completed", "stopped") for record in results.records)
+
+
+def no_space(storage: Storage) -> None:
+    raise StorageFault("No space left on device")

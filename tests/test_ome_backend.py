@@ -147,12 +147,36 @@ class TestLife:
             start(make(), deployment(cluster, tmp_path / str(number), repeat=number))
         assert kube_watch.active() == 5
 
-    def test_leftover_is_removed(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
-        """What a crash left under the same name goes before the trial begins."""
-        start(make(), deployment(cluster, tmp_path / "a"))
-        before = cluster.list(INFERENCE_SERVICE, NAMESPACE)[0]["metadata"]["uid"]
-        start(make(), deployment(cluster, tmp_path / "b"))
-        assert [s["metadata"]["uid"] for s in cluster.list(INFERENCE_SERVICE, NAMESPACE)] != [before]
+    def test_what_a_dead_worker_left_is_adopted(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
+        """A service that is ready and as it would be made anew serves on; nothing is deployed again."""
+        first = start(make(), deployment(cluster, tmp_path / "a"))
+        before = identities(cluster)
+        again = start(make(), deployment(cluster, tmp_path / "b"))
+        assert (first.adopted, again.adopted) == (False, True)
+        assert identities(cluster) == before
+        assert again.argv == first.argv
+
+    @pytest.mark.parametrize("change", ["spec", "flags", "owner"])
+    def test_another_leftover_is_removed(self, make: Make, cluster: Cluster, tmp_path: Path, change: str) -> None:
+        """One that somebody has edited, or that is not what the trial needs, goes before the trial begins."""
+        wanted = deployment(cluster, tmp_path / "a")
+        start(make(), wanted)
+        before = identities(cluster)
+        if change == "spec":
+            edit = {"spec": {"engine": {"minReplicas": 1, "maxReplicas": 2}}}
+            cluster.patch(INFERENCE_SERVICE, service_name(wanted), NAMESPACE, edit)
+        more = {"labels": {"team": "new"}} if change == "owner" else {}
+        other = replace(wanted, argv=(*wanted.argv, "--random-seed", "5")) if change == "flags" else wanted
+        endpoint = start(make(**more), other)
+        assert not endpoint.adopted
+        assert not set(identities(cluster)) & set(before)
+
+    def test_what_is_not_needed_any_more_is_removed(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
+        """A worker that finds everything measured has only to end what the one before it started."""
+        wanted = deployment(cluster, tmp_path)
+        start(make(), wanted)
+        OmeBackend(cluster, settings(), wanted.experiment, wanted.trial).stop(Deadline.after(PATIENCE_S))
+        assert identities(cluster) == []
 
     def test_somebody_elses_is_not(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
         """A service of this name that is not this experiment's stays."""
@@ -187,6 +211,10 @@ class TestLife:
         endpoint = start(backend, wanted)
         assert endpoint.url == f"http://{_cluster_ip(world, service_name(wanted) + '-router')}:8080"
         assert len(world.objects("Pod", NAMESPACE)) == 3
+
+
+def identities(cluster: Cluster) -> list[str]:
+    return [thing["metadata"]["uid"] for kind in (INFERENCE_SERVICE, POD) for thing in cluster.list(kind, NAMESPACE)]
 
 
 def _cluster_ip(world: Emulator, service: str) -> str:

@@ -12,6 +12,7 @@ from raytune_autotuner import ome_site
 from raytune_autotuner.backends.ome_runtime import parse_runtime
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.errors import SpecError
+from raytune_autotuner.packing import Need
 from raytune_autotuner.records import TrialId
 from raytune_autotuner.task.spec import Task, parse_task
 
@@ -72,7 +73,7 @@ def test_decoder_and_router_have_flags_of_their_own() -> None:
     assert settings.router.argv == ("python3", "-m", "sglang_router.launch_router", "--policy", "cache_aware")
     site = ome_site.Ome(disaggregated, settings)
     assert site.gpus(2) == 2 * 2 + 3 * 4
-    assert site.reserved(16) == {"CPU": 0.5, "ome_gpu": 16.0}
+    assert site.need(2) == Need((2, 2, 4, 4, 4), 0.5)
 
 
 @pytest.mark.parametrize("part", ["decoder", "router"])

@@ -164,6 +164,19 @@ def test_sweeping_keeps_the_anchor_and_the_others(cluster: FakeCluster) -> None:
     assert cluster.objects(POD) == ["other-pods"]
 
 
+def test_sweeping_spares_the_services_of_trials_that_go_on(cluster: FakeCluster) -> None:
+    """With their pods; benchmarks are run anew."""
+    anchor = begin(cluster, "exp")
+    trial = TrialId("search", "ffffffffffff")
+    for kind, name in ((INFERENCE_SERVICE, "kept"), (POD, "kept-pod"), (BENCHMARK_JOB, "job"), (POD, "job-pod")):
+        owners = [{"kind": "Job", "name": "job", "uid": "of-a-job"}] if name == "job-pod" else []
+        metadata = {"name": name, "namespace": NS, "labels": labels("exp", trial), "ownerReferences": owners}
+        cluster.create(kind, {"metadata": metadata})
+    assert sweep(anchor, soon(), [trial]) == 5
+    assert cluster.objects(INFERENCE_SERVICE) + cluster.objects(POD) == ["kept", "kept-pod"]
+    assert sweep(anchor, soon()) == 2
+
+
 def test_a_pod_that_its_node_cannot_end_is_removed_by_force(cluster: FakeCluster) -> None:
     """But only long after its grace period."""
     anchor = begin(cluster, "exp")

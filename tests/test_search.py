@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,9 +15,23 @@ from raytune_autotuner.engines import load_engine
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import BUDGET, LOSS, META, Proposal, report
-from raytune_autotuner.records import Parameters, Score
-from raytune_autotuner.search import STRATEGIES, WORST, Ladder, ListSource, Proposer, make_scheduler, make_source
+from raytune_autotuner.records import Metrics, Parameters, RungRecord, Score, TrialId, TrialRecord, config_hash
+from raytune_autotuner.search import (
+    STRATEGIES,
+    WORST,
+    Ladder,
+    Lessons,
+    Limits,
+    ListSource,
+    Past,
+    Proposer,
+    make_scheduler,
+    make_source,
+)
+from raytune_autotuner.search.proposer import ATTEMPTS
 from raytune_autotuner.task.spec import Optimization, Task, parse_task
+from raytune_autotuner.verdict import Ask
+from raytune_autotuner.verdict.sequential import schedule
 
 FINAL = 2
 
@@ -39,12 +53,40 @@ class Spy:
 
 
 @dataclass
+class Fence:
+    """A gate that remembers what it refused."""
+
+    problem: Callable[[Parameters], str | None] = lambda parameters: None
+    stop: bool = False
+    refused: list[tuple[Proposal, str]] = field(default_factory=list)
+    records: dict[str, TrialRecord] = field(default_factory=dict)
+    asks: list[Sequence[Ask]] = field(default_factory=list)
+    """What the verdict wants to be measured, each time that it is asked."""
+
+    def refuse(self, proposal: Proposal, reason: str) -> None:
+        self.refused.append((proposal, reason))
+
+    def stop_requested(self) -> bool:
+        return self.stop
+
+    def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
+        return self.asks.pop(0) if self.asks else ()
+
+    def ended(self, trial: TrialId) -> TrialRecord | None:
+        return self.records.get(trial.name)
+
+
+@dataclass
 class Driver:
     """Plays Ray Tune: asks, and reports made-up results."""
 
     proposer: Proposer
-    refused: list[tuple[Proposal, str]]
+    gate: Fence
     asked: int = 0
+
+    @property
+    def refused(self) -> list[tuple[Proposal, str]]:
+        return self.gate.refused
 
     def ask(self) -> tuple[str, Proposal]:
         self.asked += 1
@@ -71,19 +113,21 @@ def score_of(loss: float, violation: float = 0.0) -> Score:
     return Score("minimize_latency", loss, "s", "min", loss, violation)
 
 
-def driver(source: Any, *, stop: bool = False, fallback: Any = None, **settings: Any) -> Driver:
-    refused: list[tuple[Proposal, str]] = []
-    defaults: dict[str, Any] = {"max_trials": 10, "total_rungs": FINAL, "confirm_repeats": 0}
-    proposer = Proposer(
-        source,
-        fallback=fallback,
-        **{**defaults, **settings.pop("limits", {})},
-        problem=settings.pop("problem", lambda parameters: None),
-        refuse=lambda proposal, reason: refused.append((proposal, reason)),
-        stop_requested=lambda: stop,
-        clock=lambda: 100.0,
-    )
-    return Driver(proposer, refused)
+def driver(
+    source: Any,
+    *,
+    stop: bool = False,
+    fallback: Any = None,
+    max_trials: int = 10,
+    confirm_repeats: int = 0,
+    problem: Callable[[Parameters], str | None] = lambda parameters: None,
+    past: Past = Past(),  # noqa: B008 - a value
+) -> Driver:
+    gate = Fence(problem, stop)
+    gate.asks.append(schedule(confirm_repeats, ()))
+    limits = Limits(max_trials)
+    proposer = Proposer(source, fallback=fallback, limits=limits, gate=gate, past=past, clock=lambda: 100.0)
+    return Driver(proposer, gate)
 
 
 def test_the_baseline_comes_first_and_the_search_after_it() -> None:
@@ -110,7 +154,7 @@ def test_a_proposal_survives_the_way_through_tune() -> None:
 
 def test_the_number_of_trials_is_bounded() -> None:
     """``max_iterations`` counts what the search proposes."""
-    d = driver(Spy([{"a": n} for n in range(10)]), limits={"max_trials": 3})
+    d = driver(Spy([{"a": n} for n in range(10)]), max_trials=3)
     for _ in range(4):
         d.end(d.ask()[0], [1.0, 1.0])
     assert d.finished()
@@ -168,16 +212,6 @@ def test_a_fault_of_the_infrastructure_teaches_nothing() -> None:
     assert list(spy.told.values()) == [None]
 
 
-def test_a_trial_that_ray_lost_teaches_nothing() -> None:
-    """An actor that died without a result is an accident."""
-    spy = Spy([{"a": 1}])
-    d = driver(spy)
-    d.ask()
-    name, _ = d.ask()
-    d.proposer.on_trial_complete(name, None, error=True)
-    assert list(spy.told.values()) == [None]
-
-
 def test_a_stopped_trial_is_told_as_the_last_rung_would_have_shown_it() -> None:
     """Its short rung read 3 s; trials that went on doubled from first to last, so 6 s is told."""
     spy = Spy([{"a": 1}, {"a": 2}])
@@ -200,7 +234,7 @@ def test_what_cannot_fit_is_refused_before_it_is_queued() -> None:
 
 def test_winner_and_baseline_are_measured_again_in_turn() -> None:
     """A B B A, after the last search trial has ended, and only the whole workload."""
-    d = driver(Spy([{"a": 1}, {"a": 2}]), limits={"confirm_repeats": 2})
+    d = driver(Spy([{"a": 1}, {"a": 2}]), confirm_repeats=2)
     names = [d.ask()[0] for _ in range(3)]
     d.end(names[0], [5.0, 5.0])
     d.end(names[1], [4.0, 4.0])
@@ -222,7 +256,7 @@ def test_winner_and_baseline_are_measured_again_in_turn() -> None:
 
 def test_a_winner_that_breaks_the_slo_is_not_chosen_over_one_that_keeps_it() -> None:
     """However fast it is."""
-    d = driver(Spy([{"a": 1}, {"a": 2}]), limits={"confirm_repeats": 1})
+    d = driver(Spy([{"a": 1}, {"a": 2}]), confirm_repeats=1)
     d.end(d.ask()[0], [5.0, 5.0])
     d.end(d.ask()[0], [1.0, 1.0], violation=0.5)
     d.end(d.ask()[0], [4.0, 4.0])
@@ -232,7 +266,7 @@ def test_a_winner_that_breaks_the_slo_is_not_chosen_over_one_that_keeps_it() -> 
 @pytest.mark.parametrize("outcome", ["infeasible", "failed"])
 def test_without_a_baseline_there_is_nothing_to_confirm(outcome: str) -> None:
     """A gain needs something to be compared with."""
-    d = driver(Spy([{"a": 1}]), limits={"confirm_repeats": 2})
+    d = driver(Spy([{"a": 1}]), confirm_repeats=2)
     d.end(d.ask()[0], [], outcome)
     d.end(d.ask()[0], [4.0, 4.0])
     assert d.finished()
@@ -240,7 +274,7 @@ def test_without_a_baseline_there_is_nothing_to_confirm(outcome: str) -> None:
 
 def test_when_the_baseline_is_the_best_nothing_is_confirmed() -> None:
     """GPU time is not spent on comparing a configuration with itself."""
-    d = driver(Spy([{"a": 1}]), limits={"confirm_repeats": 2})
+    d = driver(Spy([{"a": 1}]), confirm_repeats=2)
     d.end(d.ask()[0], [1.0, 1.0])
     d.end(d.ask()[0], [4.0, 4.0])
     assert d.finished()
@@ -251,17 +285,118 @@ def test_a_stop_request_ends_the_proposals() -> None:
     assert driver(Spy([{"a": 1}]), stop=True).finished()
 
 
-def test_the_state_survives_saving(tmp_path: Path) -> None:
-    """A restored proposer goes on where the saved one was."""
-    first = driver(ListSource([{"a": 1}, {"a": 2}]))
-    first.end(first.ask()[0], [1.0, 1.0])
-    first.end(first.ask()[0], [2.0, 2.0])
-    first.proposer.save(str(tmp_path / "state"))
-    second = driver(ListSource([]))
-    second.proposer.restore(str(tmp_path / "state"))
-    assert second.ask()[1].parameters == {"a": 2}
-    assert second.ask  # the live callbacks are the new object's own
-    assert second.proposer._stop_requested is not first.proposer._stop_requested
+def record_of(proposal: Proposal, losses: list[float], outcome: Any = "completed") -> TrialRecord:
+    """What such a trial leaves behind."""
+    rungs = tuple(RungRecord(n, Metrics(n, (), 1.0, 0.0), score_of(loss), 1.0) for n, loss in enumerate(losses))
+    return TrialRecord(proposal.trial, "exp", proposal.number, proposal.parameters, outcome, "", rungs, FINAL)
+
+
+def ask_many(d: Driver, number: int) -> list[Proposal]:
+    return [d.ask()[1] for _ in range(number)]
+
+
+def test_an_experiment_goes_on_where_it_was() -> None:
+    """What ended is not run again, what was cut short comes first under its own name, and numbers go on."""
+    grid = [{"a": n} for n in range(5)]
+    earlier = ask_many(driver(ListSource(grid)), 4)
+    past = Past((record_of(earlier[0], [9.0, 9.0]), record_of(earlier[1], [8.0, 8.0])), tuple(earlier[2:]))
+    d = driver(ListSource(grid), past=past)
+    seen = ask_many(d, 4)
+    assert [p.trial for p in seen[:2]] == [p.trial for p in earlier[2:]]
+    assert [(p.number, p.parameters) for p in seen] == [
+        (2, {"a": 1}), (3, {"a": 2}), (4, {"a": 3}), (5, {"a": 4})
+    ]  # fmt: skip
+
+
+def test_a_long_past_does_not_exhaust_the_source() -> None:
+    """A stream that begins anew first repeats what it proposed before."""
+    grid = [{"a": n} for n in range(60)]
+    earlier = ask_many(driver(ListSource(grid), max_trials=100), 51)
+    d = driver(ListSource(grid), past=Past(tuple(record_of(p, [1.0]) for p in earlier)), max_trials=100)
+    assert d.ask()[1].parameters == {"a": 50}
+
+
+def test_the_number_of_trials_counts_those_before() -> None:
+    """An interruption gives no extra trials."""
+    grid = [{"a": n} for n in range(9)]
+    earlier = ask_many(driver(ListSource(grid)), 3)
+    d = driver(
+        ListSource(grid),
+        past=Past((record_of(earlier[0], [9.0]), record_of(earlier[1], [9.0])), earlier[2:]),
+        max_trials=3,
+    )
+    for _ in range(2):
+        d.end(d.ask()[0], [1.0, 1.0])
+    assert d.finished()
+
+
+def test_confirming_runs_go_on_until_the_verdict_stands() -> None:
+    """What it wants next is asked when the runs before have ended; their repeats go on counting, after a resume too."""
+    past = [Proposal(TrialId(p, config_hash(c), r), n, c, 0.0) for n, (p, c, r) in enumerate(  # type: ignore[arg-type]
+        [("baseline", {}, 0), ("search", {"a": 1}, 0), ("confirm", {}, 1), ("confirm", {"a": 1}, 1)]
+    )]  # fmt: skip
+    losses = [9.0, 5.0, 9.0, 5.0]
+    ended = tuple(record_of(p, [loss, loss]) for p, loss in zip(past, losses, strict=True))
+    d = driver(ListSource([]), past=Past(ended))
+    d.gate.asks = [[Ask("winner", "n1")], [Ask("baseline", "n2"), Ask("winner")], []]
+    name, first = d.ask()
+    assert d.proposer.suggest("early") is None
+    d.end(name, [5.0])
+    second = ask_many(d, 2)
+    assert [(p.parameters, p.trial.repeat) for p in (first, *second)] == [({"a": 1}, 2), ({}, 2), ({"a": 1}, 3)]
+    for n in range(2):
+        d.end(f"t{d.asked - n}", [5.0])
+    assert d.finished()
+
+
+def test_a_trial_whose_worker_dies_is_begun_again() -> None:
+    """Under its own name, a few times; then it counts as failed, and nothing is learnt of it."""
+    spy = Spy([{"a": 1}])
+    d = driver(spy, max_trials=1)
+    d.end(d.ask()[0], [9.0, 9.0])
+    trials = []
+    for _ in range(ATTEMPTS):
+        name, proposal = d.ask()
+        trials.append(proposal.trial)
+        d.proposer.on_trial_complete(name, None, error=True)
+    assert trials == [trials[0]] * ATTEMPTS
+    assert d.finished()
+    assert list(spy.told.values()) == [None]
+
+
+def test_a_worker_that_dies_after_its_record_has_done_its_work() -> None:
+    """What it wrote is told to the source, and is not measured again."""
+    spy = Spy([{"a": 1}])
+    d = driver(spy, max_trials=1)
+    d.end(d.ask()[0], [9.0, 9.0])
+    name, proposal = d.ask()
+    d.gate.records[proposal.trial.name] = record_of(proposal, [4.0, 3.0])
+    d.proposer.on_trial_complete(name, None, error=True)
+    assert d.finished()
+    assert list(spy.told.values()) == [scalar(3.0, 0.0)]
+
+
+@pytest.mark.parametrize("strategy", ["bayesian", "optuna"])
+def test_a_model_begins_with_the_complete_history(strategy: str) -> None:
+    """It does not propose again what it was told, and it goes to where the good values were."""
+    task = parse_task(
+        {
+            "task_name": "t",
+            "backend": "local",
+            "engine": "llamacpp",
+            "model": {"name": "m"},
+            "parameters": {"x": {"type": "float", "low": 0, "high": 1, "flag": "--x"}},
+            "optimization": {"strategy": strategy},
+        },
+        "task",
+    )
+    space = Space.of(task, load_engine("llamacpp"))
+    told = tuple(({"x": round(n / 40, 6)}, abs(n / 40 - 0.8)) for n in range(40))
+    source = make_source(task, space, Lessons(told, ({"x": 0.123},)))
+    source.tell(config_hash({"x": 0.123}), 0.9)
+    proposed = [source.propose(f"p{n}") for n in range(10)]
+    assert len({p["x"] for p in proposed if p}) == 10
+    assert sum(abs(float(p["x"]) - 0.8) < 0.2 for p in proposed if p) >= 6  # type: ignore[arg-type]
 
 
 def test_tune_sees_nan_for_a_trial_without_a_score() -> None:
@@ -314,6 +449,17 @@ def test_without_a_scheduler_nothing_is_stopped() -> None:
     assert isinstance(make_scheduler(asha, 2), Ladder)
 
 
+def test_the_ladder_compares_with_the_trials_of_before() -> None:
+    """A resumed experiment stops what it would have stopped."""
+    asha = Optimization.model_validate({"scheduler": {"type": "asha"}})
+    ended = [record_of(Proposal(TrialId("search", f"{n:012}"), n, {"a": n}, 0.0), [1.0 + n]) for n in range(4)]
+    ladder = make_scheduler(asha, 2, ended)
+    proposal = Proposal(TrialId("search", "abc"), 9, {"a": 9}, 0.0)
+    trial = SimpleNamespace(trial_id="t", config=proposal.to_config())
+    ladder.on_trial_add(None, trial)
+    assert ladder.on_trial_result(None, trial, report(score_of(5.0), 1, None, 2.0)) == "STOP"
+
+
 def local_task(strategy: str, seed: int = 3) -> Task:
     return parse_task(
         {
@@ -337,7 +483,7 @@ def local_task(strategy: str, seed: int = 3) -> Task:
 def proposals(strategy: str, seed: int = 3) -> list[Parameters]:
     """Twelve configurations with made-up results: fewer threads are better."""
     task = local_task(strategy, seed)
-    d = driver(make_source(task, Space.of(task, load_engine("llamacpp"))), limits={"max_trials": 12})
+    d = driver(make_source(task, Space.of(task, load_engine("llamacpp"))), max_trials=12)
     d.end(d.ask()[0], [50.0, 50.0])
     seen = []
     for _ in range(12):

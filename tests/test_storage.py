@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner import filesystems, scratch
+from raytune_autotuner import storage as storage_module
+from raytune_autotuner.errors import EnvironmentFault, SpecError, StorageFault
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import RungRecord, TrialId, TrialRecord, TrialState, from_json, to_json
 from raytune_autotuner.storage import ExperimentFolder, Storage
@@ -119,3 +130,154 @@ def test_a_storage_by_uri_behaves_like_one_by_path(tmp_path: Path) -> None:
     assert by_path.read("a/b.txt") == "text"
     assert pickle.loads(pickle.dumps(by_uri)).list("a") == ["b.txt"]
     assert by_path.location("a") == f"{tmp_path}/a"
+
+
+def test_the_clock_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    """Also below a second; asking leaves nothing behind."""
+    storage = Storage(str(tmp_path))
+    before = storage.now()
+    storage.write("f", "text")
+    written = storage.modified("f")
+    assert written is not None
+    assert before <= written <= storage.now()
+    assert storage.modified("none") is None
+    storage.probe()
+    assert storage.list() == ["f"]
+
+
+def test_deleting_what_is_not_there_is_success(tmp_path: Path) -> None:
+    """So that two may do it at once."""
+    storage = Storage(str(tmp_path))
+    storage.write("a/f", "text")
+    storage.delete("a/f")
+    storage.delete("a/f")
+    assert not storage.exists("a/f")
+
+
+@contextmanager
+def disk_full_after(size: int) -> Iterator[None]:
+    """No file of this process can become longer, as on a disk without space."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_nothing_is_damaged(tmp_path: Path) -> None:
+    """What was there stays, and no half-written file does."""
+    storage = Storage(str(tmp_path))
+    storage.write("f", "before")
+    with disk_full_after(4096):
+        with pytest.raises(StorageFault, match=f"cannot write {tmp_path}/f: .*[Ff]ile too large"):
+            storage.write("f", "x" * 100_000)
+        with pytest.raises(StorageFault, match="cannot write"):
+            storage.probe()
+    assert storage.read("f") == "before"
+    assert storage.list() == ["f"]
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:hush@bucket/p",
+        "s3://hush@bucket/p",
+        "s3://bucket/p?access_key=AKIA&secret_key=hush",
+        "s3://bucket/p?session_token=hush",
+        "sftp://user:hush@host/p",
+        "abfs://container@account.dfs.core.windows.net/p?sig=hush",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    """The URI stands in logs, results and process lists."""
+    with pytest.raises(SpecError) as told:
+        Storage(uri)
+    assert "AWS_ACCESS_KEY_ID" in str(told.value)
+    assert "hush" not in str(told.value)
+    assert "AKIA" not in str(told.value)
+
+
+def test_a_user_without_a_password_is_no_secret() -> None:
+    """As in Azure's URIs, where it is the container."""
+    assert Storage("abfs://container@account.dfs.core.windows.net/p").sub("x").uri.endswith("/p/x")
+
+
+def test_a_filesystem_that_only_fsspec_knows_serves_too() -> None:
+    """Here one in memory: written whole, renamed, listed, dated, deleted."""
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    folder = ExperimentFolder(storage, "exp")
+    folder.save_record(record())
+    folder.save_state(state())
+    assert (folder.records(), folder.states(), folder.trial_names()) == ([record()], [state()], [TRIAL.name])
+    storage.probe()
+    assert storage.list() == ["exp"]
+    work = storage.workdir("t")
+    (work / "engine.log").write_text("log")
+    storage.keep(work, "t", last=True)
+    assert storage.read("t/engine.log") == "log"
+    folder.root.delete("none")
+
+
+def test_a_store_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a time, with the place; whatever its library waits for."""
+    monkeypatch.setattr(storage_module, "ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(storage_module, "PATIENCE_S", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"s3://bucket/p?endpoint_override=127.0.0.1:{silent.getsockname()[1]}&scheme=http&region=us-east-1"
+        with pytest.raises(StorageFault, match=r"cannot read s3://bucket/p/f\?endpoint.*: no answer within 0 s"):
+            Storage(uri).read("f")
+
+
+def test_an_error_that_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For as long as the patience lasts; any other error comes out at once."""
+    monkeypatch.setattr(filesystems, "RETRY_PAUSE_S", 0.01)
+    calls: list[str] = []
+
+    def fails(message: str, times: int) -> str:
+        calls.append(message)
+        if len(calls) <= times:
+            raise OSError(message)
+        return "here"
+
+    assert filesystems.patient(lambda: fails("AWS Error SLOW_DOWN during PutObject", 2), 60, 60) == "here"
+    calls.clear()
+    with pytest.raises(OSError, match="SLOW_DOWN"):
+        filesystems.patient(lambda: fails("AWS Error SLOW_DOWN during PutObject", 1), 60, 0)
+    calls.clear()
+    with pytest.raises(OSError, match="ACCESS_DENIED"):
+        filesystems.patient(lambda: fails("AWS Error ACCESS_DENIED during PutObject", 1), 60, 60)
+    assert len(calls) == 1
+
+
+CRASH = """
+import os, signal
+from raytune_autotuner import scratch
+folder = scratch.make()
+(folder / "engine.log").write_text("log")
+print(folder, flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_work_folder_of_a_dead_process_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that of a living one is not."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = scratch.make()
+    crashed = subprocess.run(
+        [sys.executable, "-c", CRASH], env={**os.environ, "TMPDIR": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert Path(crashed.stdout.strip()).is_dir()
+    other = scratch.make()
+    assert sorted(p for p in tmp_path.iterdir() if p.is_dir()) == sorted([mine, other])
+    for folder in (mine, other):
+        scratch.remove(folder)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_not_ours_is_not_removed(tmp_path: Path) -> None:
+    """Giving it up twice does nothing either."""
+    scratch.remove(tmp_path)
+    assert tmp_path.is_dir()

@@ -11,14 +11,22 @@ from raytune_autotuner.backends import Deployment, Progress
 from raytune_autotuner.backends.local import KEPT_CHARACTERS, read_info
 from raytune_autotuner.backends.ome_access import Way, open_way
 from raytune_autotuner.backends.ome_diagnosis import Cause, Diagnosis, Stage, View, diagnose, progress_of
-from raytune_autotuner.backends.ome_manifest import HOSTNAME, OmeSettings, full_argv, manifest, service_name
+from raytune_autotuner.backends.ome_manifest import (
+    HOSTNAME,
+    OmeSettings,
+    full_argv,
+    is_same,
+    manifest,
+    service_name,
+    with_digest,
+)
 from raytune_autotuner.backends.ome_runtime import GPU
 from raytune_autotuner.backends.ome_view import COMPONENT_LABEL, Observer, remains, remove
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import arguments, classify, differences
 from raytune_autotuner.errors import AutotunerError, EnvironmentFault, FailureClass, TransientError, TrialInfeasible
 from raytune_autotuner.kube import INFERENCE_SERVICE, NODE, Cluster, Manifest, Rejected, Unreachable
-from raytune_autotuner.records import Endpoint
+from raytune_autotuner.records import Endpoint, TrialId
 from raytune_autotuner.render import to_yaml
 
 MANIFEST = "inference-service.yaml"
@@ -46,8 +54,12 @@ LASTING: frozenset[Cause] = frozenset({"config", "refused", "ome"})
 class OmeBackend:
     """One InferenceService with all that OME makes of it; ``stop`` returns when its pods are gone."""
 
-    def __init__(self, cluster: Cluster, settings: OmeSettings) -> None:
+    def __init__(
+        self, cluster: Cluster, settings: OmeSettings, experiment: str = "", trial: TrialId | None = None
+    ) -> None:
+        """A trial that is named before it is started is one that an earlier worker may have left a service of."""
         self._cluster = cluster
+        self._left_by = (experiment, trial) if trial else None
         self._aside = cluster.with_patience(ASIDE_S)
         self._settings = settings
         self._deployment: Deployment | None = None
@@ -68,14 +80,17 @@ class OmeBackend:
         self.stop(deadline)
         self._deployment = deployment
         progress("deploy", f"InferenceService {self._settings.namespace}/{self._name}")
-        service = manifest(self._settings, deployment)
+        service = with_digest(manifest(self._settings, deployment))
         deployment.folder.mkdir(parents=True, exist_ok=True)
         (deployment.folder / MANIFEST).write_text(to_yaml(service), encoding="utf-8")
         with _refusals_mean(f"the service {self._settings.namespace}/{self._name}"):
-            self._remove_leftover(deadline)
+            adopted = self._is_there_already(service)
+            if not adopted:
+                self._remove_leftover(self._name, deployment.experiment, deadline)
             self._ours = True
             self._observer = Observer(self._cluster, self._settings.namespace, self._name)
-            self._cluster.create(INFERENCE_SERVICE, service)
+            if not adopted:
+                self._cluster.create(INFERENCE_SERVICE, service)
             self._await_ready(self._observer, deadline, progress)
             self._way = self._open_way(deadline)
             self._await_health(deployment.engine.health, deadline.sooner(self._settings.load_s))
@@ -90,6 +105,7 @@ class OmeBackend:
             info=info,
             argv=self._real_argv(self._observer.view) or full_argv(self._settings, deployment),
             metrics_url=url + metrics.path if metrics else None,
+            adopted=adopted,
         )
 
     def check(self) -> None:
@@ -108,6 +124,8 @@ class OmeBackend:
             self._way.close()
         self._way, self._pods = None, frozenset()
         if not self._ours:
+            if self._deployment is None and self._left_by is not None:
+                self._remove_leftover(anchor.object_name(*self._left_by), self._left_by[0], deadline)
             return
         self._save_logs()
         try:
@@ -134,15 +152,20 @@ class OmeBackend:
     def _name(self) -> str:
         return service_name(self._started)
 
-    def _remove_leftover(self, deadline: Deadline) -> None:
+    def _is_there_already(self, service: Manifest) -> bool:
+        """Whether a worker that is gone left this very service, ready and untouched."""
+        found = self._cluster.get(INFERENCE_SERVICE, self._name, self._settings.namespace)
+        return found is not None and is_same(found, service) and not _is_going(found) and _is_ready(found)
+
+    def _remove_leftover(self, name: str, experiment: str, deadline: Deadline) -> None:
         """A crash may have left a service of this name, or its pods."""
         namespace = self._settings.namespace
-        for thing in remains(self._cluster, namespace, self._name):
+        for thing in remains(self._cluster, namespace, name):
             owner = (thing["metadata"].get("labels") or {}).get(anchor.EXPERIMENT)
-            if owner != anchor.labels(self._started.experiment)[anchor.EXPERIMENT]:
+            if owner != anchor.labels(experiment)[anchor.EXPERIMENT]:
                 what = f"{thing['kind']} {namespace}/{thing['metadata']['name']}"
                 raise EnvironmentFault(f"{what} is in the way and is not this experiment's: rename or delete it")
-            return remove(self._cluster, namespace, self._name, deadline.sooner(self._settings.teardown_s))
+            return remove(self._cluster, namespace, name, deadline.sooner(self._settings.teardown_s))
 
     def _await_ready(self, observer: Observer, deadline: Deadline, progress: Progress) -> None:
         """Follow the service until it says that it is ready; every stage has a deadline of its own."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -18,6 +20,7 @@ HOSTNAME = "kubernetes.io/hostname"
 HOST = "0.0.0.0"
 PYTHON = "python3"
 PROBE_PERIOD_S = 5
+DIGEST = "raytune-autotuner/digest"
 GO_TEMPLATE = "{{"
 """OME takes a container's text for a Go template."""
 
@@ -145,6 +148,28 @@ def manifest(settings: OmeSettings, deployment: Deployment) -> Manifest:
         source=settings.template_source,
         kind=INFERENCE_SERVICE,
     )
+
+
+def with_digest(service: Manifest) -> Manifest:
+    """The service, saying of itself what it was made to be."""
+    metadata = service["metadata"]
+    annotations = {**(metadata.get("annotations") or {}), DIGEST: _digest(service)}
+    return {**service, "metadata": {**metadata, "annotations": annotations}}
+
+
+def is_same(found: Manifest, meant: Manifest) -> bool:
+    """Whether a service of the cluster is the one that ``with_digest`` would make, untouched since.
+
+    The API server counts the changes of a spec in ``metadata.generation``, from 1.
+    """
+    metadata = found["metadata"]
+    said = (metadata.get("annotations") or {}).get(DIGEST)
+    return bool(metadata.get("generation") == 1 and said == meant["metadata"]["annotations"][DIGEST])
+
+
+def _digest(service: Manifest) -> str:
+    """Of everything in a manifest, so that a service is not taken for one with other labels or another owner."""
+    return hashlib.sha256(json.dumps(service, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_template(text: str, source: str) -> None:

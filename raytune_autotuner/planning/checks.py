@@ -35,7 +35,12 @@ def load_checked(path: Path, overrides: Sequence[str] = ()) -> tuple[Task, Engin
     Raises:
         SpecError: lists everything that is wrong, with the lines.
     """
-    reading = read_task(taskfile.override(taskfile.read(path), overrides))
+    return load_document(taskfile.override(taskfile.read(path), overrides))
+
+
+def load_document(document: Document) -> tuple[Task, Engine]:
+    """As ``load_checked``, for text that is no file of the user's."""
+    reading = read_task(document)
     engine, faults = _engine(reading)
     faults = [*reading.faults, *faults, *_findings(reading, engine)]
     if faults or reading.task is None or engine is None:

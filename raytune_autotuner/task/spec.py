@@ -23,6 +23,7 @@ from raytune_autotuner.task.ome import OmeSpec
 from raytune_autotuner.task.parameters import Model, Parameter
 from raytune_autotuner.task.taskfile import Document, Fault, Steps
 from raytune_autotuner.task.texts import ExpressionText, ParameterName, ScenarioText, VariableName
+from raytune_autotuner.task.tracking import Tracking
 
 NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -53,6 +54,9 @@ class Asha(Model):
 
 class Confirm(Model):
     repeats: int = Field(2, ge=0, le=20, description="how often winner and baseline are measured again, in turn")
+    max_repeats: int = Field(
+        6, ge=1, le=20, description="how often at most, when the difference does not stand out from the noise before"
+    )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval that decides between WIN and TIE")
 
 
@@ -190,6 +194,7 @@ class Task(Model):
     optimization: Optimization = Optimization()
     benchmark: Benchmark = Benchmark()
     resources: Resources = Resources()
+    tracking: Tracking = Field(Tracking(), description="other tools that get the results as well")
 
 
 @dataclass(frozen=True)

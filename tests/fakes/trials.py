@@ -2,11 +2,14 @@
 
 What they do is read from the trial's own parameters, so that a test states it as data:
 ``speed`` sets the latency (seconds per request), ``fault`` is ``<step>:<what>``, where the step is start, warmup,
-rung0, rung1 … or stop, and what is a failure class, transient, always_transient, environment, bug or hang.
+rung0, rung1 … or stop, and what is a failure class, transient, always_transient, environment, bug, hang,
+disk_full or killed_once.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +20,7 @@ import numpy as np
 
 from raytune_autotuner.backends import Deployment, Progress
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.errors import FAILURE_CLASSES, EnvironmentFault, TransientError, TrialInfeasible
+from raytune_autotuner.errors import FAILURE_CLASSES, EnvironmentFault, StorageFault, TransientError, TrialInfeasible
 from raytune_autotuner.metrics import summarise
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import (
@@ -76,6 +79,8 @@ class Faults:
             raise TrialInfeasible(what, f"{what} at {step}", log_tail="the log", hint="the hint")  # type: ignore[arg-type]
         if what == "environment":
             raise EnvironmentFault(f"environment at {step}")
+        if what == "disk_full":
+            raise StorageFault("No space left on device")
         if what == "bug":
             raise ZeroDivisionError(f"bug at {step}")
         if what == "always_transient" or self.raised == 1:
@@ -123,6 +128,8 @@ class FakeBenchmark:
             while not deadline.expired:
                 time.sleep(0.02)
                 check()
+        if self.faults.spec == f"rung{rung.index}:killed_once" and not list(folder.parent.glob("*-attempt-2")):
+            os.kill(os.getpid(), signal.SIGKILL)
         self.faults.at("warmup" if rung.index < 0 else f"rung{rung.index}")
         self.journal.append(f"rung {rung.index}")
         return sample_metrics(rung.index, self.e2e_s, level=rung.loads[0].level)
@@ -141,7 +148,9 @@ class FakeSetup(Setup):
     def shared_client(self, scratch: Path) -> Iterator[Path | None]:
         yield None
 
-    def trial(self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0) -> Trial:
+    def trial(
+        self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0, node: str | None = None
+    ) -> Trial:
         job = Job(
             deployment=self._deployment(trial, parameters),
             number=number,

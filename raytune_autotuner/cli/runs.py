@@ -1,0 +1,181 @@
+"""Commands that run trials in this process: a search, the rest of one, a single configuration."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from raytune_autotuner.cli.options import (
+    INTERRUPTED,
+    NOTHING_FEASIBLE,
+    OK,
+    exit_codes,
+    measured_option,
+    name_option,
+    overrides_option,
+    resume_option,
+    storage_option,
+    task_argument,
+)
+from raytune_autotuner.errors import SpecError
+from raytune_autotuner.records import Parameters
+
+if TYPE_CHECKING:
+    from raytune_autotuner.engines import Engine
+    from raytune_autotuner.task.spec import Task
+
+results_option = click.option(
+    "--results", "results_path", type=click.Path(path_type=Path), help="Where to write the results file."
+)
+dashboard_option = click.option("--dashboard", is_flag=True, help="Start the Ray dashboard beside the experiment.")
+force_option = click.option(
+    "--force", is_flag=True, help="Take the experiment over from a holder that gives no sign of life any more."
+)
+
+
+ended_is_ok_option = click.option(
+    "--ended-is-ok",
+    is_flag=True,
+    help="Exit with 0 also when nothing was feasible or somebody stopped it: for runners that try again what fails.",
+)
+
+
+@dataclass(frozen=True)
+class How:
+    """How an experiment is to be run, as opposed to what and where."""
+
+    results_path: Path | None
+    dashboard: bool
+    force: bool
+    resume: bool
+    ended_is_ok: bool
+
+
+@click.command()
+@task_argument
+@overrides_option
+@storage_option
+@measured_option
+@results_option
+@name_option
+@resume_option
+@force_option
+@dashboard_option
+@ended_is_ok_option
+@exit_codes
+def run(
+    task_file: Path,
+    overrides: tuple[str, ...],
+    storage: str,
+    measured: str | None,
+    name: str | None,
+    resume: str | None,
+    results_path: Path | None,
+    dashboard: bool,
+    force: bool,
+    ended_is_ok: bool,
+) -> int:
+    """Run the search that a task file describes."""
+    from raytune_autotuner.planning.checks import load_checked
+    from raytune_autotuner.submit import check_version, checked_resume, stop_note, storage_note
+
+    check_version(os.environ)
+    checked_resume(resume, name)
+    for note in filter(None, (stop_note(os.environ), storage_note(os.environ, storage))):
+        click.echo(note, err=True)
+    task, engine = load_checked(task_file, (*overrides, *([measured] if measured else [])))
+    return _run(task, engine, storage, name, How(results_path, dashboard, force, resume is not None, ended_is_ok))
+
+
+@click.command()
+@click.argument("experiment")
+@storage_option
+@results_option
+@force_option
+@dashboard_option
+@ended_is_ok_option
+@exit_codes
+def resume(
+    experiment: str, storage: str, results_path: Path | None, dashboard: bool, force: bool, ended_is_ok: bool
+) -> int:
+    """Go on with an experiment that was interrupted; what has been measured is kept."""
+    from raytune_autotuner import overview
+    from raytune_autotuner.planning.checks import load_document
+    from raytune_autotuner.storage import Storage
+
+    folder = overview.find(Storage(storage), experiment)
+    task, engine = load_document(overview.read_document(folder))
+    return _run(task, engine, storage, folder.name, How(results_path, dashboard, force, True, ended_is_ok))
+
+
+@click.command()
+@click.argument("experiment")
+@click.option("--trials", type=click.IntRange(min=1), required=True, help="How many more the search may propose.")
+@storage_option
+@results_option
+@dashboard_option
+@exit_codes
+def extend(experiment: str, trials: int, storage: str, results_path: Path | None, dashboard: bool) -> int:
+    """Search on in a finished experiment; everything that it has measured is known to the search."""
+    from raytune_autotuner import history, overview
+    from raytune_autotuner.planning.checks import load_document
+    from raytune_autotuner.storage import Storage
+    from raytune_autotuner.task import taskfile
+
+    folder = overview.find(Storage(storage), experiment)
+    more = f"optimization.max_iterations={history.searched(folder) + trials}"
+    task, engine = load_document(taskfile.override(overview.read_document(folder), [more]))
+    return _run(task, engine, storage, folder.name, How(results_path, dashboard, force=False, resume=True, ended_is_ok=False))
+
+
+def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -> int:
+    from raytune_autotuner import display, experiment
+    from raytune_autotuner.planning.plan import make_plan, render
+    from raytune_autotuner.setup import prepare
+    from raytune_autotuner.storage import Storage
+
+    plan = make_plan(task, engine)
+    console = display.console()
+    console.print(render(plan))
+    setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
+    path = how.results_path or Path("results") / f"{task.task_name}_results.json"
+    if path.is_dir():
+        raise SpecError.single("--results", f"{path} is a folder; name a file", "run")
+    goes_on = how.resume and setup.folder.root.exists("task.json")
+    options = experiment.Options(path, how.dashboard, resume=goes_on, force=how.force)
+    with display.progress(setup.folder, plan.trials, console):
+        results = experiment.run(setup, options)
+    console.print(display.answer(results, setup.folder.root.location(), str(path)))
+    if how.ended_is_ok or (results.winner and not results.interrupted):
+        return OK
+    return INTERRUPTED if results.interrupted else NOTHING_FEASIBLE
+
+
+@click.command()
+@task_argument
+@overrides_option
+@storage_option
+@click.option("--params", default="{}", metavar="JSON", help="The configuration; {} is the baseline.")
+@name_option
+@exit_codes
+def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str, name: str | None) -> int:
+    """Run one configuration, without a search."""
+    from raytune_autotuner import display, experiment
+    from raytune_autotuner.planning.checks import check_parameters, load_checked
+    from raytune_autotuner.records import TrialId, config_hash
+    from raytune_autotuner.setup import prepare
+    from raytune_autotuner.storage import Storage
+    from raytune_autotuner.trial import run as run_trial
+
+    task, engine = load_checked(task_file, overrides)
+    parameters: Parameters = check_parameters(task, engine, params)
+    setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
+    console = display.console()
+    with display.progress(setup.folder, 1, console):
+        record = run_trial(setup.trial(TrialId("single", config_hash(parameters)), 0, parameters))
+    console.print(display.trial_answer(record, setup.folder.root.location()))
+    return OK if record.outcome == "completed" else NOTHING_FEASIBLE

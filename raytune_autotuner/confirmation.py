@@ -1,0 +1,85 @@
+"""The confirming runs of an experiment: which of its records they are, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+
+from raytune_autotuner.objectives import Context
+from raytune_autotuner.records import TrialRecord
+from raytune_autotuner.task.spec import Task
+from raytune_autotuner.verdict import Again, Ask, Measurement, Run, Settings, Verdict, decide, measured
+
+SPARE_RUNS = 4
+"""So many runs may be lost to the infrastructure before the answer is given as it stands."""
+BOUNDLESS = 1e6
+
+
+class Confirmation:
+    """What the runs of winner and baseline say so far. Keeps what it has worked out of each run."""
+
+    def __init__(self, task: Task, nodes: Sequence[str] = ()) -> None:
+        confirm = task.optimization.confirm
+        self._task = task
+        self._settings = Settings(confirm.confidence, max(1, confirm.repeats), confirm.max_repeats, tuple(nodes))
+        self._known: dict[str, Run] = {}
+
+    def wanted(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> tuple[Ask, ...]:
+        """The runs that are to come next; none when there is an answer, or none to be had.
+
+        ``baseline`` and ``winner`` are hashes of configurations.
+        """
+        made = _of_pair(records, baseline, winner)
+        enough = len(made) >= 2 * self._settings.looks[-1] + SPARE_RUNS
+        if not self._task.optimization.confirm.repeats or enough or _failures(made, winner):
+            return ()
+        answer = decide(self._runs(made, baseline), self._settings)
+        return answer.runs if isinstance(answer, Again) else ()
+
+    def verdict(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> Verdict | None:
+        """What the runs say as things stand; ``None`` when there are none of one side."""
+        made = _of_pair(records, baseline, winner)
+        runs, failures = self._runs(made, baseline), _failures(made, winner)
+        if len({run.side for run in runs}) < 2:
+            return _failed(runs, failures, self._settings.confidence) if failures else None
+        answer = decide(runs, self._settings, final=True, failures=failures)
+        assert isinstance(answer, Verdict)
+        return answer
+
+    def _runs(self, made: Sequence[TrialRecord], baseline: str) -> list[Run]:
+        return [self._run(record, baseline) for record in made if record.outcome == "completed"]
+
+    def _run(self, record: TrialRecord, baseline: str) -> Run:
+        name = record.trial.name
+        if name not in self._known:
+            optimization = self._task.optimization
+            self._known[name] = measured(
+                "baseline" if record.trial.config == baseline else "winner",
+                Measurement(record.rungs[-1].metrics, Context(record.gpus, optimization)),
+                optimization.seed + record.number,
+                record.node,
+                datetime.fromisoformat(record.started_at).timestamp(),
+            )
+        return self._known[name]
+
+
+def _of_pair(records: Iterable[TrialRecord], baseline: str, winner: str) -> list[TrialRecord]:
+    """The pair's confirming runs since another winner was confirmed, if one was: only runs in turn compare."""
+    confirming = sorted((r for r in records if r.trial.purpose == "confirm"), key=lambda r: r.number)
+    since = max((r.number for r in confirming if r.trial.config not in (baseline, winner)), default=-1)
+    return [record for record in confirming if record.number > since]
+
+
+def _failures(made: Iterable[TrialRecord], winner: str) -> list[str]:
+    """Why runs of the winner failed by its own fault."""
+    return [
+        f"{record.failure.kind}: {record.failure.reason}"
+        for record in made
+        if record.outcome == "infeasible" and record.trial.config == winner and record.failure
+    ]
+
+
+def _failed(runs: Sequence[Run], failures: Sequence[str], confidence: float) -> Verdict:
+    """Of a winner that could not be measured again, so that there is nothing to compare."""
+    reason = f"the winner failed when it was measured again: {failures[0]}"
+    return Verdict("UNSTABLE", 0.0, -1.0, BOUNDLESS, confidence, 0.0, 0.0, "", len(runs), 0, reason)

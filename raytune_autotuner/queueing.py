@@ -1,0 +1,147 @@
+"""The queue of an experiment: proposals wait for GPUs, and take them where there are some.
+
+``line`` decides who is next, ``packing`` on which node, and ``reservation`` says it to Ray, which holds the
+reservation until the trial's worker has ended, and with it the trial's pods.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+
+from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.line import Line
+from raytune_autotuner.packing import Need, Placement, Pool
+from raytune_autotuner.proposal import Proposal
+from raytune_autotuner.records import Parameters
+from raytune_autotuner.reservation import Places
+
+LOOK_S = 1.0
+"""So often the pool is told what others hold and which nodes there are."""
+HOPE_S = 600.0
+"""So long a node that is needed may be away."""
+
+
+class PlacedQueue:
+    """See ``search.Queue``. Used by Tune's driver loop alone.
+
+    ``look`` gives the nodes as they are now.
+    ``tell`` is given every trial that waits with the reason, in words, whenever that changes.
+    """
+
+    def __init__(
+        self,
+        look: Callable[[], Places],
+        need: Callable[[Parameters], Need],
+        tell: Callable[[dict[str, str]], None] = lambda waiting: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._look_at_nodes = look
+        self._places = look()
+        self._need = need
+        self._tell = tell
+        self._clock = clock
+        self._pool = self._places.pool()
+        usual = need({})
+        self._line: Line[Proposal] = Line(least=replace(usual, pods=usual.pods and (1,)))
+        self._reclaimed: deque[tuple[Proposal, Placement]] = deque()
+        """Trials of before that go on where their service still is."""
+        self._held: dict[str, Placement] = {}
+        self._avoided: dict[str, frozenset[str]] = {}
+        """Nodes on which a trial has failed, by its name."""
+        self._looked = float("-inf")
+        self._told: dict[str, str] = {}
+        self._hopeless_since: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._line) + len(self._reclaimed)
+
+    def never(self, parameters: Parameters) -> str | None:
+        """Why no wait could bring a configuration its GPUs."""
+        return self._pool.never(self._need(parameters))
+
+    def nodes_for(self, parameters: Parameters) -> tuple[str, ...]:
+        """The named nodes that can hold a configuration whole, so that it can be measured on more than one."""
+        need = replace(self._need(parameters), cpus=0.0)
+        if not need.gpus:
+            return ()
+        named = [name for name, place in self._places.by_name.items() if place.kubernetes is not None]
+        fitting = (n for n in named if n in self._pool.nodes and Pool({n: self._pool.nodes[n]}).never(need) is None)
+        return tuple(sorted(fitting))
+
+    def wants_more(self) -> bool:
+        self._look()
+        return self._line.wants_more(self._pool)
+
+    def add(self, proposal: Proposal) -> None:
+        need = self._need_of(proposal)
+        placement = self._former(proposal, need)
+        if placement is None:
+            self._line.add(proposal, need, in_order=proposal.trial.purpose == "confirm")
+        else:
+            self._pool.hold(placement)
+            self._reclaimed.append((proposal, placement))
+
+    def start(self) -> Proposal | None:
+        found = self._reclaimed.popleft() if self._reclaimed else self._line.start_next(self._pool)
+        self._report()
+        if found is None:
+            return None
+        proposal, placement = found
+        self._held[proposal.trial.name] = placement
+        return replace(proposal, place=self._places.reservation(placement).to_dict())
+
+    def release(self, proposal: Proposal, *, elsewhere: bool = False) -> None:
+        name = proposal.trial.name
+        placement = self._held.pop(name)
+        self._pool.release(placement)
+        if elsewhere:
+            self._avoided[name] = self._avoided.get(name, frozenset()) | set(placement.nodes)
+
+    def has_other_place(self, proposal: Proposal) -> bool:
+        """Whether a trial could ever run on other nodes than those that it has now."""
+        others = set(self._pool.nodes) - set(self._held[proposal.trial.name].nodes)
+        room = Pool({node: self._pool.nodes[node] for node in others})
+        return bool(others) and room.never(replace(self._need(proposal.parameters), cpus=0.0)) is None
+
+    def _need_of(self, proposal: Proposal) -> Need:
+        return replace(self._need(proposal.parameters), avoid=self._avoided.get(proposal.trial.name, frozenset()))
+
+    def _former(self, proposal: Proposal, need: Need) -> Placement | None:
+        """Where the trial was, if that was one node which still has its GPUs to give."""
+        if proposal.node is None or proposal.node in need.avoid or not need.gpus:
+            return None
+        room = {proposal.node: self._pool.free.get(proposal.node, 0)}
+        return self._pool.find(need, room)
+
+    def _look(self) -> None:
+        if self._clock() - self._looked >= LOOK_S:
+            self._looked = self._clock()
+            self._places = self._look_at_nodes()
+            self._places.update(self._pool)
+            self._give_up_hope()
+
+    def _give_up_hope(self) -> None:
+        """Nothing waits for ever: when nothing can run any more, somebody has to be told.
+
+        Raises:
+            EnvironmentFault: nothing has been able to run for too long.
+        """
+        waiting = self._line.waiting(self._pool)
+        if self._held or not waiting or not all(self._pool.never(each.need) for each in waiting):
+            self._hopeless_since = None
+            return
+        self._hopeless_since = self._clock() if self._hopeless_since is None else self._hopeless_since
+        if self._clock() - self._hopeless_since > HOPE_S:
+            raise EnvironmentFault(
+                f"no trial has been able to run for {HOPE_S:.0f} s: {waiting[0].item.trial.name} {waiting[0].why}; "
+                "bring the nodes back and resume the experiment"
+            )
+
+    def _report(self) -> None:
+        waiting = {each.item.trial.name: each.why for each in self._line.waiting(self._pool)}
+        if waiting != self._told:
+            self._told = waiting
+            self._tell(waiting)

@@ -1,0 +1,136 @@
+"""What the Ray that this process is connected to says of its nodes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray._private import state  # what is left on each node is told nowhere in the public API
+from ray.exceptions import RayError
+
+from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.errors import EnvironmentFault
+
+NODE_VARIABLE = "RAYTUNE_AUTOTUNER_NODE"
+"""In the environment of a Ray node: the Kubernetes node that it is on (by the downward API)."""
+NODE_LABEL = "ray.io/node-id"
+"""Ray gives it to each of its nodes."""
+NAMES_S = 120.0
+"""For a worker process to start on each node and say where it is; several seconds on a busy one."""
+WAITING = {
+    "INFEASIBLE": "no node could ever hold it",
+    "NO_RESOURCES": "no node has that free now",
+}
+"""What people are told of Ray's scheduling states."""
+
+
+@dataclass(frozen=True)
+class RayNode:
+    """A node of Ray that is alive."""
+
+    id: str
+    host: str
+    total: Mapping[str, float]
+    left: Mapping[str, float] = field(default_factory=dict)
+    """What no task, actor or placement group of any job holds."""
+    kubernetes: str | None = None
+
+
+@dataclass
+class _Question:
+    answer: ray.ObjectRef[str | None]
+    deadline: Deadline
+
+
+class RayNodes:
+    """The nodes, each asked once which Kubernetes node it is on if it has the resource ``named``. For one thread."""
+
+    def __init__(self, named: str, patience_s: float = NAMES_S) -> None:
+        self._named = named
+        self._patience_s = patience_s
+        self._names: dict[str, str | None] = {}
+        self._asked: dict[str, _Question] = {}
+
+    def read(self, *, wait: bool = False) -> list[RayNode]:
+        """The nodes as they are now, without those that have not said yet where they are, unless told to ``wait``.
+
+        Raises:
+            EnvironmentFault: Ray does not answer.
+        """
+        with _answering():
+            alive = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}  # type: ignore[no-untyped-call]
+            self._ask(alive)
+            self._listen(wait)
+            left = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+        return [
+            RayNode(name, told["NodeManagerHostname"], told["Resources"], left.get(name, {}), self._names.get(name))
+            for name, told in sorted(alive.items())
+            if name not in self._asked
+        ]
+
+    def _ask(self, alive: Mapping[str, Mapping[str, Any]]) -> None:
+        self._asked = {node: question for node, question in self._asked.items() if node in alive}
+        for node, told in alive.items():
+            if self._named in told["Resources"] and node not in self._asked and node not in self._names:
+                answer = _where.options(label_selector={NODE_LABEL: node}).remote()
+                self._asked[node] = _Question(answer, Deadline.after(self._patience_s))
+
+    def _listen(self, wait: bool) -> None:
+        answers = [question.answer for question in self._asked.values()]
+        if not answers:
+            return
+        longest = max(question.deadline.remaining() for question in self._asked.values())
+        ready, _ = ray.wait(answers, num_returns=len(answers), timeout=longest if wait else 0.0)
+        for node, question in list(self._asked.items()):
+            if question.answer in ready:
+                self._names[node] = _name(question.answer)
+                del self._asked[node]
+            elif question.deadline.expired:
+                ray.cancel(question.answer, force=True)
+                self._names[node] = None
+                del self._asked[node]
+
+
+def pending() -> list[str]:
+    """What Ray has not placed yet, of all jobs, in words.
+
+    Raises:
+        EnvironmentFault: Ray does not answer.
+    """
+    with _answering():
+        groups = ray.util.placement_group_table().values()
+    return [_described(group) for group in groups if group["state"] in ("PENDING", "RESCHEDULING")]
+
+
+def _described(group: Mapping[str, Any]) -> str:
+    bundles = (
+        " and ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items()))
+        for bundle in group["bundles"].values()
+    )
+    why = WAITING.get(group["stats"]["scheduling_state"], group["stats"]["scheduling_state"].lower())
+    return f"Ray has not placed {', '.join(bundles)} yet: {why}"
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _where() -> str | None:
+    return os.environ.get(NODE_VARIABLE)
+
+
+def _name(answer: ray.ObjectRef[str | None]) -> str | None:
+    """A node that cannot say it stays without a name: nothing is pinned to it in Kubernetes."""
+    try:
+        return ray.get(answer) or None
+    except RayError:
+        return None
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (RayError, ConnectionError, TimeoutError) as error:
+        raise EnvironmentFault(f"Ray does not answer: {error}; is its head node up?") from error

@@ -1,0 +1,25 @@
+"""The search: where configurations come from, what is known of them, which one is next, and when one is stopped."""
+
+from raytune_autotuner.search.knowledge import WORST, Knowledge
+from raytune_autotuner.search.ladder import Ladder, make_scheduler
+from raytune_autotuner.search.proposer import FirstCome, Gate, Limits, Past, Proposer, Queue
+from raytune_autotuner.search.sources import STRATEGIES, Lessons, ListSource, RandomSource, Source, make_source
+
+__all__ = [
+    "STRATEGIES",
+    "WORST",
+    "FirstCome",
+    "Gate",
+    "Knowledge",
+    "Ladder",
+    "Lessons",
+    "Limits",
+    "ListSource",
+    "Past",
+    "Proposer",
+    "Queue",
+    "RandomSource",
+    "Source",
+    "make_scheduler",
+    "make_source",
+]

@@ -1,0 +1,170 @@
+"""What a search believes of configurations that it never tried: how good they are, and whether they work at all.
+
+How many rungs are left and which node it was are columns of the process, like the parameters: so short rungs teach what
+whole ones would show as far as they go together, and a slow node's readings do not stand beside a fast one's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.special import log_ndtr
+
+from raytune_autotuner.search.causes import Causes
+from raytune_autotuner.search.process import Array, Kernel, Process, log_improvement
+
+WHOLE = 0
+"""Rungs left after the last one."""
+SHORT_NOISE = 2.0
+"""Variance of a shorter rung's noise relative to the last one's."""
+FAR = 0.8
+"""Whoever is further behind the best than this, as a logarithm, teaches that it is bad, not how bad."""
+SLO_FAR = 1.0
+SLO_SAFE = -0.5
+"""When every reading is this far within its limits, limits are left out of account."""
+SLO_TOLERANCE = 0.01
+XI = 0.01
+"""An improvement counts when it is more than this, as a logarithm."""
+CAUTION = 2.0
+"""A failure costs more than its GPU-hours: it teaches nothing of the loss."""
+WORTHWHILE = 0.006
+"""Going on is worth it when no less is expected to be gained, as a logarithm."""
+
+
+@dataclass
+class Trying:
+    """What was heard of one configuration."""
+
+    row: list[float]
+    losses: dict[int, float] = field(default_factory=dict)
+    """By rungs left."""
+    slo: dict[int, float] = field(default_factory=dict)
+    """The worst metric relative to its limit; more than 1 breaks it."""
+    node: int = 0
+    failure: str | None = None
+    """Why it cannot work, in words that are the same for the same cause."""
+    closed: bool = False
+    """Whether nothing more is to be expected."""
+
+    @property
+    def works(self) -> bool:
+        return bool(self.losses) and self.failure is None
+
+    @property
+    def pending(self) -> bool:
+        return not (self.losses or self.failure or self.closed)
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """By the last of its rungs."""
+        return self.at(min(self.losses))
+
+    def at(self, left: int) -> tuple[float, float]:
+        """Its rank at a rung: whoever keeps the SLO comes first."""
+        return (max(0.0, self.slo[left] - 1), self.losses[left])
+
+
+@dataclass(frozen=True)
+class _Readings:
+    """Rows with the columns of rung and node, one for each rung of each configuration."""
+
+    x: Array
+    y: Array
+    slo: Array
+    noise: Array
+
+    @classmethod
+    def of(cls, tried: Iterable[Trying]) -> _Readings:
+        found = [(each, left) for each in tried for left in each.losses]
+        x = np.array([[*each.row, left, each.node] for each, left in found])
+        y = np.array([logarithm(each.losses[left]) for each, left in found])
+        for left in np.unique(x[:, -2]):
+            there = x[:, -2] == left
+            y[there] = np.minimum(y[there], y[there].min() + FAR)
+        slo = np.clip([math.log(max(each.slo[left], 1e-3)) for each, left in found], -SLO_FAR, SLO_FAR)
+        return cls(x, y, slo, np.where(x[:, -2] == WHOLE, 1.0, SHORT_NOISE))
+
+
+def logarithm(loss: float) -> float:
+    """Monotone in the loss, and one per cent counts alike whatever its size; a loss that is maximised is negative."""
+    size = math.log(max(abs(loss), 1e-12))
+    return size if loss >= 0 else -size
+
+
+class Beliefs:
+    """Of one experiment; ``columns`` says which parameters are ranks."""
+
+    def __init__(self, ordered: Sequence[bool]) -> None:
+        self._ordered = np.array(ordered, dtype=bool)
+        with_rung_and_node = np.append(self._ordered, [False, False])
+        rung, node = len(self._ordered), len(self._ordered) + 1
+        self._loss = Process(Kernel(with_rung_and_node, {rung: 0.0, node: -3.0}))
+        self._slo = Process(Kernel(with_rung_and_node, {rung: -1.0, node: -4.0}))
+
+    def log_worth(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
+        """How much each is expected to improve on the best so far, times the odds that it works and keeps the SLO.
+
+        ``bar`` is a loss that is there anyway: the baseline's.
+        """
+        return self._log_gain(rows, tried, bar, learn) + CAUTION * self._log_works(rows, tried)
+
+    def whole(self, rows: Array, tried: Sequence[Trying]) -> tuple[Array, Array]:
+        """The logarithm of the last rung's loss, on one node: mean and standard deviation."""
+        readings = _Readings.of(tried)
+        self._loss.fit(readings.x, readings.y, readings.noise, learn=False)
+        return self._loss.predict(_at_the_end(rows))
+
+    def may_win(self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None) -> bool:
+        """Whether the last rung may well show ``one`` to be better than those that have been there."""
+        mean, deviation = self.whole(np.array([each.row for each in (one, *finals)]), tried)
+        marks = [m for m, each in zip(mean[1:], finals, strict=True) if each.slo[WHOLE] <= 1]
+        marks += [] if bar is None else [logarithm(bar)]
+        return not marks or float(log_improvement(min(marks), mean[:1], deviation[:1])[0]) > math.log(WORTHWHILE)
+
+    def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> Array:
+        readings = _Readings.of(tried) if any(each.losses for each in tried) else None
+        if readings is None or len(readings.y) < 3:
+            return np.zeros(len(rows))
+        okay = self._log_keeps_slo(rows, readings, learn)
+        self._loss.fit(readings.x, readings.y, readings.noise, learn=learn)
+        best = self._best(tried, bar)
+        if pending := [each.row for each in tried if each.pending]:
+            self._believe(readings, _at_the_end(np.array(pending)))
+        return log_improvement(best - XI, *self._loss.predict(_at_the_end(rows))) + okay
+
+    def _best(self, tried: Sequence[Trying], bar: float | None) -> float:
+        heard = [each for each in tried if each.losses]
+        mean, _ = self._loss.predict(_at_the_end(np.array([each.row for each in heard])))
+        keeping = [m for m, each in zip(mean, heard, strict=True) if each.rank[0] == 0]
+        keeping += [] if bar is None else [logarithm(bar)]
+        return float(min(keeping, default=max(mean)))
+
+    def _believe(self, readings: _Readings, rows: Array) -> None:
+        """Take what runs for measured as expected, so that others are proposed beside it."""
+        mean, _ = self._loss.predict(rows)
+        x, y = np.vstack([readings.x, rows]), np.append(readings.y, mean)
+        self._loss.fit(x, y, np.append(readings.noise, np.ones(len(mean))), learn=False)
+
+    def _log_keeps_slo(self, rows: Array, readings: _Readings, learn: bool) -> Array:
+        if readings.slo.max() < SLO_SAFE:
+            return np.zeros(len(rows))
+        self._slo.fit(readings.x, readings.slo, np.ones(len(readings.slo)), learn=learn)
+        mean, deviation = self._slo.predict(_at_the_end(rows))
+        return np.asarray(log_ndtr((SLO_TOLERANCE - mean) / deviation))
+
+    def _log_works(self, rows: Array, tried: Sequence[Trying]) -> Array:
+        """Each reason to fail has causes of its own, so it is looked at without those that failed for another one."""
+        total = np.zeros(len(rows))
+        working = np.array([each.row for each in tried if each.works]).reshape(-1, rows.shape[1])
+        for failure in sorted({each.failure for each in tried if each.failure}):
+            failing = np.array([each.row for each in tried if each.failure == failure])
+            total += Causes(failing, working, self._ordered.tolist()).log_works(rows)
+        return total
+
+
+def _at_the_end(rows: Array) -> Array:
+    """After the last rung, on the first node."""
+    return np.hstack([rows, np.zeros((len(rows), 2))])

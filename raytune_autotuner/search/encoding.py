@@ -1,0 +1,79 @@
+"""Configurations as rows of numbers, and the configurations near one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import qmc
+
+from raytune_autotuner.planning.space import Dimension, Point, Space, coordinate, is_ordered
+from raytune_autotuner.records import Parameters, config_hash
+from raytune_autotuner.search.process import Array
+
+LEFT_OUT = -1.0
+MOVES = 9
+"""Places that are looked at in a range without steps."""
+SOBOL_POINTS = 256
+
+
+class Encoding:
+    """A rank in [0, 1] where the values of a parameter are numbers, else which of the values it is."""
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self._columns = list(zip(space.dimensions, space.parameters.values(), strict=True))
+        self.ordered: NDArray[np.bool_] = np.array([d.size != 2 and is_ordered(p) for d, p in self._columns])
+
+    def row(self, parameters: Parameters) -> list[float]:
+        return [self._at(n, parameters) for n in range(len(self._columns))]
+
+    def rows(self, configurations: Iterable[Parameters]) -> Array:
+        return np.array([self.row(c) for c in configurations]).reshape(-1, len(self._columns))
+
+    def _at(self, n: int, parameters: Parameters) -> float:
+        dimension, parameter = self._columns[n]
+        if dimension.name not in parameters:
+            return LEFT_OUT
+        at = coordinate(parameter, parameters[dimension.name])
+        if at is None:
+            raise ValueError(f"{dimension.name}={parameters[dimension.name]!r} is not in the space")
+        return at / (dimension.size - 1) if dimension.kind == "choice" and self.ordered[n] else float(at)
+
+
+def spread(space: Space, number: int, rng: np.random.Generator) -> list[Parameters]:
+    """Up to so many configurations that keep the constraints, evenly over the space (a scrambled Sobol sequence)."""
+    found: dict[str, Parameters] = {}
+    for row in qmc.Sobol(len(space.dimensions), rng=rng).random(SOBOL_POINTS):
+        at: dict[str, float | int] = {
+            d.name: int(u * d.size) if d.kind == "choice" else float(u)
+            for d, u in zip(space.dimensions, row, strict=True)
+        }
+        configuration = space.configuration(at)
+        if space.problem(configuration) is None:
+            found.setdefault(config_hash(configuration), configuration)
+        if len(found) == number:
+            break
+    return list(found.values())
+
+
+def neighbours(space: Space, parameters: Parameters, pairs: int, rng: np.random.Generator) -> Iterator[Parameters]:
+    """Every configuration with one parameter changed, and some with two, that keep the constraints."""
+    point = space.point(parameters)
+    if point is None:
+        return
+    moves = [(d.name, at) for d in space.dimensions for at in _places(d) if at != point[d.name]]
+    if not moves:
+        return
+    drawn = rng.integers(len(moves), size=(pairs, 2))
+    for chosen in (*([n] for n in range(len(moves))), *drawn.tolist()):
+        changed: Point = {**point, **{moves[n][0]: moves[n][1] for n in chosen}}
+        configuration = space.configuration(changed)
+        if space.problem(configuration) is None:
+            yield configuration
+
+
+def _places(dimension: Dimension) -> Iterator[float | int]:
+    size = dimension.size or MOVES
+    return iter(range(size)) if dimension.kind == "choice" else ((n + 0.5) / size for n in range(size))

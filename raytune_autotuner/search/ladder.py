@@ -1,0 +1,52 @@
+"""When a trial is stopped early."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+
+from raytune_autotuner.proposal import BUDGET, LOSS, META, report
+from raytune_autotuner.records import TrialRecord
+from raytune_autotuner.task.spec import Optimization
+
+
+class Ladder(ASHAScheduler):
+    """ASHA over the rungs of one deployment; baseline and confirming runs always go to the end.
+
+    The time attribute is ``reduction_factor ** rung``, so that ASHA's milestones are exactly our rungs.
+    """
+
+    def __init__(self, reduction_factor: float, total_rungs: int) -> None:
+        super().__init__(
+            time_attr=BUDGET,
+            metric=LOSS,
+            mode="min",
+            grace_period=1,
+            max_t=reduction_factor ** (total_rungs - 1),  # type: ignore[arg-type]  # any number will do
+            reduction_factor=reduction_factor,
+        )
+        self._reduction_factor = reduction_factor
+
+    def remember(self, records: Iterable[TrialRecord]) -> None:
+        """Hear the trials of before, so that those to come are compared with them."""
+        for record in records:
+            trial = SimpleNamespace(trial_id=record.trial.name, config={META: {"purpose": record.trial.purpose}})
+            self.on_trial_add(None, trial)  # type: ignore[arg-type]  # a name is all that ASHA needs of a trial
+            for n, rung in enumerate(record.rungs, 1):
+                self.on_trial_result(None, trial, report(rung.score, n, None, self._reduction_factor))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        return action if trial.config[META]["purpose"] == "search" else str(TrialScheduler.CONTINUE)
+
+
+def make_scheduler(optimization: Optimization, total_rungs: int, ended: Iterable[TrialRecord] = ()) -> TrialScheduler:
+    """The task's way to stop trials early; ``ended`` are those that an experiment that goes on has behind it."""
+    if optimization.scheduler == "none" or total_rungs < 2:
+        return FIFOScheduler()  # type: ignore[no-untyped-call]
+    ladder = Ladder(optimization.scheduler.reduction_factor, total_rungs)
+    ladder.remember(record for record in ended if record.trial.purpose != "confirm")
+    return ladder

@@ -1,0 +1,299 @@
+"""What to try next: the baseline, then what the strategy proposes, then winner and baseline again.
+
+``Proposer`` is the one searcher that Ray Tune sees. It wraps a source (a grid, a random stream, or one of
+Ray's own searchers) and does around it what they lack: the baseline first, no configuration twice,
+constraints and impossible configurations kept away from GPUs, failures and early-stopped trials told to
+the source in a form that does not mislead it, trials that an accident cut short begun again, and the
+confirming runs at the end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray.tune.search import Searcher
+
+from raytune_autotuner.proposal import LOSS, Proposal
+from raytune_autotuner.records import Parameters, Purpose, TrialId, TrialRecord, config_hash
+from raytune_autotuner.search.knowledge import WORST, Knowledge
+from raytune_autotuner.search.sources import Lessons, Source
+from raytune_autotuner.verdict import Ask
+
+REPEATS_IN_A_ROW = 20
+"""So many known configurations in a row from a source, and fresh random ones are tried instead."""
+FRESH_DRAWS = 500
+ATTEMPTS = 3
+"""How often a trial is begun whose worker dies or whose node is lost."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    max_trials: int
+    """Of the search; the baseline and the confirming runs come on top."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What an experiment that goes on has already: trials that ended, and those that are to be begun again."""
+
+    ended: tuple[TrialRecord, ...] = ()
+    open: tuple[Proposal, ...] = ()
+
+    def lessons(self) -> Lessons:
+        return Lessons(
+            told=tuple(Knowledge.of(self.ended).losses()),
+            open=tuple(p.parameters for p in self.open if p.trial.purpose == "search"),
+        )
+
+
+class Queue(Protocol):
+    """Proposals that wait for a place to run."""
+
+    def wants_more(self) -> bool:
+        """Whether another proposal could start now, or should be known to plan ahead."""
+
+    def add(self, proposal: Proposal) -> None: ...
+
+    def start(self) -> Proposal | None:
+        """The next one that may run, with its reservation; ``None`` when none may now."""
+
+    def has_other_place(self, proposal: Proposal) -> bool:
+        """Whether one that runs could ever run elsewhere."""
+
+    def release(self, proposal: Proposal, *, elsewhere: bool = False) -> None:
+        """Give back the place of one that has ended; ``elsewhere`` when that place is not to be trusted with it."""
+
+    def __len__(self) -> int: ...
+
+
+class FirstCome:
+    """Starts everything at once; Ray makes it wait."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Proposal] = deque()
+
+    def wants_more(self) -> bool:
+        return not self._waiting
+
+    def add(self, proposal: Proposal) -> None:
+        self._waiting.append(proposal)
+
+    def start(self) -> Proposal | None:
+        return self._waiting.popleft() if self._waiting else None
+
+    def has_other_place(self, proposal: Proposal) -> bool:
+        return False
+
+    def release(self, proposal: Proposal, *, elsewhere: bool = False) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class Gate(Protocol):
+    """What an experiment says to its search."""
+
+    def problem(self, parameters: Parameters) -> str | None:
+        """Why a configuration can never run here; ``None`` when it can."""
+
+    def refuse(self, proposal: Proposal, reason: str) -> None:
+        """Record a trial that is not going to run."""
+
+    def stop_requested(self) -> bool: ...
+
+    def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
+        """The runs that the verdict on these two configurations needs next; none when it stands."""
+
+    def ended(self, trial: TrialId) -> TrialRecord | None:
+        """The record of a trial whose worker is gone, if it got as far as to write one that stands."""
+
+
+class Proposer(Searcher):
+    """See the top of this module. Used by Tune's driver loop alone, from one thread."""
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        fallback: Source | None,
+        limits: Limits,
+        gate: Gate,
+        past: Past = Past(),
+        queue: Queue | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(metric=LOSS, mode="min")
+        self._source = source
+        self._fallback = fallback
+        self._limits = limits
+        self._gate = gate
+        self._queue = FirstCome() if queue is None else queue
+        self._clock = clock
+        self._knowledge = Knowledge.of(past.ended)
+        self._again = deque(past.open)
+        self._running: dict[str, Proposal] = {}
+        self._begun: Counter[str] = Counter()
+        self._waiting: dict[str, list[str]] = {}
+        self._exhausted = False
+        self._confirming: deque[Ask] = deque()
+        self.duplicates = 0
+        self._remember(past)
+
+    def _remember(self, past: Past) -> None:
+        """Go on where the experiment was; a configuration that runs again is told to its source under its hash."""
+        trials = [(r.number, r.trial) for r in past.ended] + [(p.number, p.trial) for p in past.open]
+        self._numbered = max((number for number, _ in trials), default=-1) + 1
+        self._searched = len({trial.config for _, trial in trials if trial.purpose == "search"})
+        self._repeats = {trial.config: 0 for _, trial in trials}
+        for _, trial in trials:
+            self._repeats[trial.config] = max(self._repeats[trial.config], trial.repeat)
+        self._behind = len(trials)
+        for proposal in past.open:
+            if proposal.trial.purpose != "confirm" and self._knowledge.get(proposal.trial.config) is None:
+                self._knowledge.add(proposal.parameters)
+                self._waiting[proposal.trial.config] = [proposal.trial.config]
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        return True
+
+    def suggest(self, trial_id: str) -> Any:
+        """Tune's question; ``None`` means ask again later."""
+        if self._gate.stop_requested():
+            return Searcher.FINISHED
+        while self._queue.wants_more() and (proposal := self._next()) is not None:
+            self._queue.add(proposal)
+        started = self._queue.start()
+        if started is None:
+            return None if self._running or len(self._queue) else Searcher.FINISHED
+        self._running[trial_id] = started
+        self._begun[started.trial.name] += 1
+        return started.to_config()
+
+    def _next(self) -> Proposal | None:
+        if self._again:
+            return self._again.popleft()
+        if self._knowledge.get(config_hash({})) is None:
+            self._knowledge.add({})
+            return self._proposal("baseline", {})
+        if not self._exhausted and self._searched < self._limits.max_trials:
+            parameters = self._search()
+            if parameters is not None:
+                return self._proposal("search", parameters)
+            self._exhausted = True
+        return self._confirmation()
+
+    def _proposal(self, purpose: Purpose, parameters: Parameters, repeat: int = 0) -> Proposal:
+        proposal = Proposal(
+            TrialId(purpose, config_hash(parameters), repeat), self._numbered, parameters, self._clock()
+        )
+        self._numbered += 1
+        return proposal
+
+    def _search(self) -> Parameters | None:
+        for source, draws in ((self._source, REPEATS_IN_A_ROW), (self._fallback, FRESH_DRAWS)):
+            left = draws + self._behind  # a stream that begins anew repeats what it proposed before
+            while source is not None and left > 0 and self._searched < self._limits.max_trials:
+                key = f"p{self._searched}-{self.duplicates}-{left}-{draws}"
+                parameters = source.propose(key)
+                if parameters is None:
+                    break
+                if self._is_new(source, key, parameters):
+                    return parameters
+                left -= 1
+        return None
+
+    def _is_new(self, source: Source, key: str, parameters: Parameters) -> bool:
+        """Whether a proposal is worth a trial; if not, its source is told what is known of it."""
+        name = config_hash(parameters)
+        if (known := self._knowledge.get(name)) is not None:
+            self.duplicates += 1
+            if known.outcome is None and source is self._source:
+                self._waiting.setdefault(name, []).append(key)
+            else:
+                source.tell(key, self._knowledge.told(known))
+            return False
+        known = self._knowledge.add(parameters)
+        self._searched += 1
+        reason = self._gate.problem(parameters)
+        if reason is None:
+            if source is self._source:
+                self._waiting[name] = [key]
+            return True
+        known.outcome = "infeasible"
+        source.tell(key, WORST)
+        self._gate.refuse(self._proposal("search", parameters), reason)
+        return False
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        self._hear(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        self._hear(trial_id, result or {})
+        proposal = self._running.pop(trial_id, None)
+        if proposal is None:
+            return
+        failed = (result or {}).get("outcome") == "failed" and self._queue.has_other_place(proposal)
+        again = (error or failed) and self._is_to_run_again(proposal)
+        self._queue.release(proposal, elsewhere=again)
+        if again:
+            self._again.append(proposal)
+        elif proposal.trial.purpose != "confirm":
+            self._tell(proposal, "failed" if error else "stopped")
+
+    def _is_to_run_again(self, proposal: Proposal) -> bool:
+        """A worker that died takes nothing along: what it had written stands, and the rest is measured again."""
+        record = self._gate.ended(proposal.trial)
+        if record is None:
+            if proposal.trial.purpose != "confirm":
+                self._knowledge[proposal.trial.config].outcome = None
+            return self._begun[proposal.trial.name] < ATTEMPTS and not self._gate.stop_requested()
+        if proposal.trial.purpose != "confirm":
+            known = self._knowledge[proposal.trial.config]
+            known.losses = [rung.score.loss for rung in record.rungs]
+            known.outcome = record.outcome
+        return False
+
+    def _tell(self, proposal: Proposal, otherwise: Any) -> None:
+        known = self._knowledge[proposal.trial.config]
+        known.outcome = known.outcome or (otherwise if known.losses else "failed")
+        for key in self._waiting.pop(proposal.trial.config, []):
+            self._source.tell(key, self._knowledge.told(known))
+
+    def _hear(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        proposal = self._running.get(trial_id)
+        if proposal is not None and proposal.trial.purpose != "confirm" and "rungs_done" in result:
+            self._knowledge[proposal.trial.config].hear(result)
+
+    def _confirmation(self) -> Proposal | None:
+        """Winner and baseline in turn (A B B A …), once every search trial has ended, until the verdict stands."""
+        if not self._confirming:
+            if self._running or len(self._queue):
+                return None
+            self._confirming.extend(self._asked())
+        if not self._confirming:
+            return None
+        ask = self._confirming.popleft()
+        winner = self._knowledge.winner()
+        parameters = winner.parameters if winner and ask.side == "winner" else {}
+        config = config_hash(parameters)
+        self._repeats[config] = self._repeats.get(config, 0) + 1
+        return replace(self._proposal("confirm", parameters, self._repeats[config]), node=ask.node)
+
+    def _asked(self) -> Sequence[Ask]:
+        baseline, winner = self._knowledge[config_hash({})], self._knowledge.winner()
+        if winner is None or winner is baseline or baseline.outcome != "completed":
+            return ()
+        return self._gate.confirming(config_hash({}), config_hash(winner.parameters))
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the experiment folder is the truth, and ``Past`` is read from it."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """See ``save``."""

@@ -1,0 +1,190 @@
+"""Where configurations come from: a grid, a random stream, or one of Ray Tune's own searchers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from ray import tune
+from ray.tune.search import Searcher
+
+from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.planning.space import Space
+from raytune_autotuner.records import Parameters, config_hash
+from raytune_autotuner.search.knowledge import WORST
+from raytune_autotuner.task.spec import Optimization, Task
+
+CONSTRAINED_DRAWS = 200
+"""So many proposals in a row that break a constraint, and a searcher is given up."""
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a source is to begin with when the experiment is not its first."""
+
+    told: tuple[tuple[Parameters, float], ...] = ()
+    """Configurations with their loss."""
+    open: tuple[Parameters, ...] = ()
+    """Those that are being measured; they are told later, under their hash."""
+
+
+class Source(Protocol):
+    """A stream of configurations that may learn from results (smaller is better, in [0, 2])."""
+
+    def propose(self, key: str) -> Parameters | None:
+        """The next configuration under a name of the caller's, or ``None`` when there are no more."""
+
+    def tell(self, key: str, loss: float | None) -> None:
+        """How ``key`` ended; ``None`` means that nothing was learnt."""
+
+
+class ListSource:
+    """A fixed list, such as a grid."""
+
+    def __init__(self, configurations: Sequence[Parameters]) -> None:
+        self._left = list(reversed(configurations))
+
+    def propose(self, key: str) -> Parameters | None:
+        return self._left.pop() if self._left else None
+
+    def tell(self, key: str, loss: float | None) -> None:
+        pass
+
+
+class RandomSource:
+    """Independent draws from the space."""
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._space = space
+        self._rng = np.random.default_rng(seed)
+
+    def propose(self, key: str) -> Parameters | None:
+        return self._space.sample(self._rng)
+
+    def tell(self, key: str, loss: float | None) -> None:
+        pass
+
+
+class RaySource:
+    """One of Ray Tune's searchers, over the unit cube that ``Space`` lays under the parameters.
+
+    It knows nothing of constraints, so a point that breaks one is answered with the worst value at once.
+    """
+
+    def __init__(self, make: Callable[[list[dict[str, Any]]], Searcher], space: Space, lessons: Lessons) -> None:
+        """``make`` builds the searcher with points that it is to propose first: the only way to tell all of them."""
+        self._space = space
+        self._names: dict[str, str] = {}
+        configurations = (*(parameters for parameters, _ in lessons.told), *lessons.open)
+        points = [dict(point) for parameters in configurations if (point := space.point(parameters)) is not None]
+        self._searcher = make(points)
+        self._learn(len(points), {config_hash(parameters): loss for parameters, loss in lessons.told})
+
+    def _learn(self, points: int, losses: Mapping[str, float]) -> None:
+        for n in range(points):
+            name = f"known-{n}"
+            config = config_hash(self._space.configuration(self._searcher.suggest(name)))  # type: ignore[arg-type]
+            if config in losses:
+                self.tell(name, losses[config])
+            else:
+                self._names[config] = name
+
+    def propose(self, key: str) -> Parameters | None:
+        for draw in range(CONSTRAINED_DRAWS):
+            name = key if draw == 0 else f"{key}/{draw}"
+            point: Any = self._searcher.suggest(name)
+            if point is None or point == Searcher.FINISHED:
+                return None
+            parameters = self._space.configuration(point)
+            if self._space.problem(parameters) is None:
+                self._names[key] = name
+                return parameters
+            self.tell(name, WORST)
+        return None
+
+    def tell(self, key: str, loss: float | None) -> None:
+        name = self._names.pop(key, key)
+        if loss is None:
+            self._searcher.on_trial_complete(name, error=True)
+        else:
+            self._searcher.on_trial_complete(name, result={"loss": loss, "training_iteration": 1})
+
+
+def _domains(space: Space) -> dict[str, Any]:
+    return {
+        d.name: tune.choice(list(range(d.size))) if d.kind == "choice" else tune.uniform(0.0, 1.0)
+        for d in space.dimensions
+    }
+
+
+def _startup_trials(optimization: Optimization) -> int:
+    """Random points before a model is trusted: a third of the budget, 4 to 20."""
+    return max(4, min(20, optimization.max_iterations // 3))
+
+
+def _grid(task: Task, space: Space, lessons: Lessons) -> Source:
+    return ListSource(space.grid(task.optimization.max_iterations)[0])
+
+
+def _random(task: Task, space: Space, lessons: Lessons) -> Source:
+    return RandomSource(space, task.optimization.seed)
+
+
+def _bayesian(task: Task, space: Space, lessons: Lessons) -> Source:
+    from ray.tune.search.hyperopt import HyperOptSearch
+
+    def make(points: list[dict[str, Any]]) -> Searcher:
+        return HyperOptSearch(
+            space=HyperOptSearch.convert_search_space(_domains(space)),
+            metric="loss",
+            mode="min",
+            points_to_evaluate=points or None,
+            n_initial_points=_startup_trials(task.optimization),
+            random_state_seed=_seed(task, points),
+        )
+
+    return RaySource(make, space, lessons)
+
+
+def _optuna(task: Task, space: Space, lessons: Lessons) -> Source:
+    try:
+        import optuna
+        from ray.tune.search.optuna import OptunaSearch
+    except ImportError as error:
+        raise EnvironmentFault(
+            "strategy optuna needs the optuna package: pip install 'raytune-autotuner[optuna]'"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    def make(points: list[dict[str, Any]]) -> Searcher:
+        return OptunaSearch(
+            space=OptunaSearch.convert_search_space(_domains(space)),
+            metric="loss",
+            mode="min",
+            points_to_evaluate=points or None,
+            sampler=optuna.samplers.TPESampler(
+                seed=_seed(task, points), n_startup_trials=_startup_trials(task.optimization)
+            ),
+        )
+
+    return RaySource(make, space, lessons)
+
+
+def _seed(task: Task, known: Sequence[object]) -> int:
+    """The task's; another one for a search that goes on, which would draw the same points again."""
+    return (task.optimization.seed + len(known)) % 2**32
+
+
+STRATEGIES: Mapping[str, Callable[[Task, Space, Lessons], Source]] = {
+    "grid_search": _grid,
+    "random": _random,
+    "bayesian": _bayesian,
+    "optuna": _optuna,
+}
+
+
+def make_source(task: Task, space: Space, lessons: Lessons = Lessons()) -> Source:
+    """The task's strategy. A space without any parameter proposes nothing: only the baseline is measured."""
+    return STRATEGIES[task.optimization.strategy](task, space, lessons) if space.dimensions else ListSource(())

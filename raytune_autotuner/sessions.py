@@ -1,0 +1,133 @@
+"""The stretches of time in which an experiment ran: the first one, and one more each time that it was resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
+from importlib import metadata
+from typing import Any
+
+from raytune_autotuner import __version__
+from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.lock import Held
+from raytune_autotuner.results import to_text
+from raytune_autotuner.setup import Setup
+from raytune_autotuner.storage import ExperimentFolder
+from raytune_autotuner.trial import seconds_since, utc_now
+
+FOLDER = "sessions"
+PACKAGES = ("ray", "genai-bench", "hyperopt", "optuna", "xllamacpp", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Session:
+    number: int
+    host: str
+    version: str
+    started_at: str
+    ended_at: str | None = None
+    """The last sign of life where it was not ended in order."""
+
+
+def begin(setup: Setup, *, resume: bool, found: Held | None) -> Session:
+    """Write what is asked and on what it runs; of an experiment that goes on, check that it is still the same.
+
+    Raises:
+        EnvironmentFault: there is an experiment of that name already, or none to resume, or it has changed.
+    """
+    root = setup.folder.root
+    earlier = load(setup.folder)
+    if root.exists("task.json") and not resume:
+        raise EnvironmentFault(f"there is an experiment in {root.location()}: resume it, or choose another --name")
+    if earlier:
+        _check_version(earlier[-1])
+        _check_unchanged(setup)
+    root.delete("stop")
+    if found is not None and earlier and earlier[-1].ended_at is None:
+        _write(setup.folder, replace(earlier[-1], ended_at=found.beat_at.isoformat(timespec="milliseconds")))
+    root.write("inputs.json", to_text(_inputs(setup)))
+    root.write("environment.json", to_text(environment(setup)))
+    root.write("task.json", setup.task.model_dump_json(indent=1))
+    session = Session(len(earlier) + 1, platform.node(), __version__, utc_now())
+    _write(setup.folder, session)
+    return session
+
+
+def end(folder: ExperimentFolder, session: Session) -> None:
+    _write(folder, replace(session, ended_at=utc_now()))
+
+
+def load(folder: ExperimentFolder) -> list[Session]:
+    texts = (folder.root.read(f"{FOLDER}/{name}") for name in folder.root.list(FOLDER) if name.endswith(".json"))
+    return [Session(**json.loads(text)) for text in texts if text]
+
+
+def elapsed_s(folder: ExperimentFolder) -> float:
+    """How long the experiment has run, all its sessions together."""
+    return sum(_length_s(session) for session in load(folder))
+
+
+def _length_s(session: Session) -> float:
+    if session.ended_at is None:
+        return seconds_since(session.started_at)
+    return (datetime.fromisoformat(session.ended_at) - datetime.fromisoformat(session.started_at)).total_seconds()
+
+
+def _write(folder: ExperimentFolder, session: Session) -> None:
+    folder.root.write(f"{FOLDER}/{session.number:04}.json", to_text(asdict(session)))
+
+
+def _inputs(setup: Setup) -> dict[str, Any]:
+    """What comes from outside of the task file and decides what is measured."""
+    return {
+        "engine": setup.engine.name,
+        "command": list(setup.command) if setup.command is not None else None,
+        "runtime_args": list(setup.runtime_args),
+        "served_name": setup.facts.get("served_name"),
+    }
+
+
+def _check_unchanged(setup: Setup) -> None:
+    text = setup.folder.root.read("inputs.json")
+    before, now = json.loads(text) if text else {}, _inputs(setup)
+    if changed := [name for name, value in before.items() if now.get(name) != value]:
+        said = "; ".join(f"{name} was {before[name]} and is {now.get(name)}" for name in changed)
+        raise EnvironmentFault(
+            f"experiment {setup.folder.name} cannot go on, because what it compares with has changed: {said}. "
+            "Put it back, or begin a new experiment"
+        )
+
+
+def _check_version(session: Session) -> None:
+    """Another patch version may go on, another one may measure differently."""
+    if session.version.split(".")[:2] != __version__.split(".")[:2]:
+        raise EnvironmentFault(
+            f"the experiment was begun by version {session.version}, and this is {__version__}: "
+            f"install raytune-autotuner {'.'.join(session.version.split('.')[:2])}.* to go on with it"
+        )
+
+
+def environment(setup: Setup) -> dict[str, Any]:
+    """What the experiment runs on; no secret and no user variable."""
+    return {
+        "raytune_autotuner": __version__,
+        "python": platform.python_version(),
+        "host": platform.node(),
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cpus": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name))},
+        "engine": setup.engine.name,
+        "tokenizer": setup.tokenizer,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,118 @@
+"""How an experiment stands, as numbers and as one line for people. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from raytune_autotuner.objectives import rank
+from raytune_autotuner.records import Score, TrialRecord
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Where all trials of an experiment stand."""
+
+    planned: int
+    """At most so many trials, those that confirm the answer included."""
+    outcomes: Mapping[str, int] = field(default_factory=dict)
+    """Of those that have ended, by ``ending``."""
+    running: int = 0
+    waiting: int = 0
+    waiting_gpus: int = 0
+    """What all that wait want in all."""
+    best: Score | None = None
+    """Of the trials that were measured to the end and keep the SLO."""
+    baseline: Score | None = None
+    held_s: Mapping[str, float] = field(default_factory=dict)
+    """GPU-seconds by phase; machine-seconds where there are no GPUs."""
+    has_gpus: bool = False
+
+    @property
+    def ended(self) -> int:
+        return sum(self.outcomes.values())
+
+
+def ending(record: TrialRecord) -> str:
+    """How a trial ended, in words; what somebody interrupted was not stopped for being worse."""
+    if record.outcome == "stopped":
+        return "stopped early" if record.failure is None else "interrupted"
+    return record.outcome
+
+
+ENDINGS = ("completed", "stopped early", "infeasible", "failed", "interrupted")
+
+
+def held(record: TrialRecord) -> dict[str, float]:
+    """GPU-seconds of a trial by phase (machine-seconds where it had no GPU)."""
+    weight = max(1, record.gpus)
+    return {phase: seconds * weight for phase, seconds in record.phases.items() if phase != "queue" and seconds > 0}
+
+
+def summarise(
+    records: Iterable[TrialRecord], planned: int, running: int = 0, waiting: int = 0, waiting_gpus: int = 0
+) -> Summary:
+    """The standing of an experiment from the records of the trials that have ended."""
+    records = list(records)
+    measured = [r for r in records if r.trial.purpose != "confirm" and r.outcome == "completed" and r.score]
+    scores = sorted((r.score for r in measured if r.score and not r.score.violation), key=rank)
+    spent: Counter[str] = Counter()
+    for record in records:
+        spent.update(held(record))
+    return Summary(
+        planned=planned,
+        outcomes=dict(Counter(ending(r) for r in records)),
+        running=running,
+        waiting=waiting,
+        waiting_gpus=waiting_gpus,
+        best=scores[0] if scores else None,
+        baseline=next((r.score for r in measured if r.trial.purpose == "baseline"), None),
+        held_s=dict(spent),
+        has_gpus=any(r.gpus for r in records),
+    )
+
+
+def gain(best: Score, baseline: Score) -> float | None:
+    """How much better, relative to the baseline: 0.2 is a fifth more throughput, or 1.2 times as fast."""
+    more, less = (best.value, baseline.value) if best.direction == "max" else (baseline.value, best.value)
+    return more / less - 1 if less else None
+
+
+def line(summary: Summary) -> str:
+    """The standing in one line."""
+    parts = [f"{summary.ended} of {summary.planned} trials" + _listed(summary)]
+    parts += [part for part in (_open(summary), _best(summary), _spent(summary)) if part]
+    return "; ".join(parts)
+
+
+def _listed(summary: Summary) -> str:
+    ended = [f"{summary.outcomes[each]} {each}" for each in ENDINGS if summary.outcomes.get(each)]
+    return ": " + ", ".join(ended) if ended else ""
+
+
+def _open(summary: Summary) -> str:
+    wanted = f" for {summary.waiting_gpus} GPU{'s' * (summary.waiting_gpus != 1)}" if summary.waiting_gpus else ""
+    parts = [f"{summary.running} running"] if summary.running else []
+    parts += [f"{summary.waiting} waiting{wanted}"] if summary.waiting else []
+    return ", ".join(parts)
+
+
+def _best(summary: Summary) -> str:
+    best, baseline = summary.best, summary.baseline
+    if best is None:
+        return ""
+    better = gain(best, baseline) if baseline and baseline.loss != best.loss else None
+    over = "" if better is None else f" ({100 * better:+.0f} % over the baseline)"
+    return f"best {shown(best.value)} {best.unit}{over}"
+
+
+def shown(value: float) -> str:
+    """Three figures at least, and never as a power of ten where a person would write it out."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+
+
+def _spent(summary: Summary) -> str:
+    hours = sum(summary.held_s.values()) / 3600
+    unit = "GPU-hours" if summary.has_gpus else "machine-hours"
+    return f"{hours:.1f} {unit}" if hours >= 0.05 else ""

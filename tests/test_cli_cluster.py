@@ -1,0 +1,317 @@
+"""The commands that look at experiments from anywhere and end them; no Ray runs here."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from raytune_autotuner import lock, sessions
+from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, follow, main
+from raytune_autotuner.overview import Overview
+from raytune_autotuner.records import TrialId, config_hash
+from raytune_autotuner.results import document, load_results, to_text
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.trial import run as run_trial
+from tests.fakes.job_server import FakeJobServer
+from tests.fakes.trials import FakeSetup
+from tests.test_experiment import fake_setup
+from tests.waiting import until
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # of Ray's client
+    pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(follow, "LOOK_S", 0.05)
+
+
+@pytest.fixture
+def server() -> Iterator[FakeJobServer]:
+    with FakeJobServer().serving() as running:
+        yield running
+
+
+def setup_of(storage: Path, name: str) -> FakeSetup:
+    return replace(fake_setup(storage), folder=ExperimentFolder(Storage(str(storage)), name))
+
+
+def measure(setup: FakeSetup, number: int, **parameters: float | str) -> None:
+    purpose = "search" if parameters else "baseline"
+    run_trial(setup.trial(TrialId(purpose, config_hash(parameters)), number, parameters))  # type: ignore[arg-type]
+
+
+def write_results(setup: FakeSetup) -> None:
+    setup.folder.root.write("results.json", to_text(document(load_results(setup.folder, setup.task), {})))
+
+
+@contextmanager
+def running(storage: Path, name: str) -> Iterator[FakeSetup]:
+    """An experiment with a baseline and one trial of the search, run by this process; ended in order."""
+    setup = setup_of(storage, name)
+    with lock.hold(setup.folder.root, lost=lambda reason: None):
+        session = sessions.begin(setup, resume=False, found=None)
+        measure(setup, 0)
+        measure(setup, 1, speed=0.5, fault="")
+        yield setup
+        sessions.end(setup.folder, session)
+        write_results(setup)
+
+
+def done(storage: Path, name: str) -> FakeSetup:
+    with running(storage, name) as setup:
+        return setup
+
+
+def killed(storage: Path, name: str) -> FakeSetup:
+    """As after SIGKILL: nothing says that it ended."""
+    setup = setup_of(storage, name)
+    sessions.begin(setup, resume=False, found=None)
+    measure(setup, 0)
+    return setup
+
+
+def invoke(storage: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--storage", str(storage)], catch_exceptions=False)
+
+
+def during(action: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=action)
+    thread.start()
+    return thread
+
+
+def test_list_tells_how_each_experiment_stands(tmp_path: Path) -> None:
+    """One row each, the last begun first; files that are no experiments are not listed."""
+    (tmp_path / "fake_results.json").write_text("{}")
+    done(tmp_path, "first")
+    killed(tmp_path, "second")
+    with running(tmp_path, "third"):
+        result = invoke(tmp_path, "list")
+    assert result.exit_code == OK
+    rows = [line.split()[:3] for line in result.output.splitlines()[1:]]
+    assert rows == [["third", "running", "2"], ["second", "interrupted", "1"], ["first", "done", "2"]]
+    assert "0.5" in next(line for line in result.output.splitlines() if line.startswith("first"))
+
+
+def test_list_of_nothing(tmp_path: Path) -> None:
+    """A storage without experiments, or that is not there yet."""
+    assert invoke(tmp_path / "none", "list").exit_code == OK
+
+
+def test_status_of_a_running_experiment(tmp_path: Path) -> None:
+    """Who runs it, the best so far, every trial."""
+    with running(tmp_path, "exp"):
+        output = invoke(tmp_path, "status", "exp").output
+    assert "exp: running" in output
+    assert "last sign of life" in output
+    assert "Best so far: speed=0.5" in output
+    assert "baseline" in output
+
+
+def test_status_of_a_finished_experiment_is_its_answer(tmp_path: Path) -> None:
+    """By the beginning of its name, or as the one that ran last."""
+    done(tmp_path, "exp-20260101")
+    for arguments in (("exp",), ()):
+        output = invoke(tmp_path, "status", *arguments).output
+        assert "Best in the search: speed=0.5" in output
+        assert "results.json" in output
+
+
+def test_status_of_a_killed_experiment(tmp_path: Path) -> None:
+    """Interrupted, with what had been measured."""
+    killed(tmp_path, "exp")
+    output = invoke(tmp_path, "status").output
+    assert "exp: interrupted" in output
+    assert "1 of at most" in output
+
+
+def test_an_experiment_that_was_stopped_is_not_done(tmp_path: Path) -> None:
+    """Although it ended in order."""
+    with running(tmp_path, "exp") as setup:
+        setup.folder.request_stop()
+    assert Overview.of(setup.folder).state == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [("exp", ["may be any of", "exp-a", "exp-b"]), ("epx-a", ["did you mean `exp-a`?"]), ("x", ["there are: exp-a"])],
+)
+def test_an_experiment_that_is_not_named_clearly(wanted: str, words: list[str], tmp_path: Path) -> None:
+    """Bad input, with those there are."""
+    killed(tmp_path, "exp-a")
+    killed(tmp_path, "exp-b")
+    for command in ("status", "logs", "stop"):
+        result = invoke(tmp_path, command, wanted)
+        assert result.exit_code == BAD_INPUT
+        assert all(word in result.stderr for word in words)
+
+
+def test_status_where_there_is_no_experiment(tmp_path: Path) -> None:
+    """Bad input, with the place."""
+    result = invoke(tmp_path, "status")
+    assert result.exit_code == BAD_INPUT
+    assert str(tmp_path) in result.stderr
+
+
+def test_status_is_watched_until_the_end(tmp_path: Path) -> None:
+    """Then the answer is shown."""
+    stack = ExitStack()
+    setup = stack.enter_context(running(tmp_path, "exp"))
+    results: list[Result] = []
+    watching = during(lambda: results.append(invoke(tmp_path, "status", "exp", "--watch")))
+    until(lambda: watching.is_alive())
+    measure(setup, 2, speed=1.0, fault="")
+    assert not results
+    stack.close()
+    watching.join()
+    assert "Best in the search: speed=0.5" in results[0].output
+
+
+def test_status_names_the_jobs(tmp_path: Path, server: FakeJobServer) -> None:
+    """Each attempt, with its page."""
+    killed(tmp_path, "exp")
+    server.job("exp-1", metadata={"experiment": "exp"}, status="FAILED")
+    output = invoke(tmp_path, "status", "exp", "--address", server.address).output
+    assert f"Job exp-1: FAILED  {server.address}/#/jobs/exp-1" in output
+
+
+def test_the_logs_of_a_trial(tmp_path: Path) -> None:
+    """By its number, its name or the beginning of it; of the engine, then of the client of each rung."""
+    setup = done(tmp_path, "exp")
+    name = setup.folder.trial_names()[0]
+    folder = tmp_path / "exp" / "trials" / name
+    (folder / "engine.log").write_text("engine says\n")
+    (folder / "rung-0" / "load").mkdir(parents=True, exist_ok=True)
+    (folder / "rung-0" / "load" / "genai_bench.log").write_text("client says\n")
+    for wanted in ("0", "#0", name, name[:12]):
+        result = invoke(tmp_path, "logs", "exp", wanted)
+        assert result.output.split("\n")[:4] == [
+            "==> engine.log <==",
+            "engine says",
+            "==> rung-0/load/genai_bench.log <==",
+            "client says",
+        ]
+
+
+def test_a_trial_that_is_not_there(tmp_path: Path) -> None:
+    """Bad input, with those there are."""
+    setup = done(tmp_path, "exp")
+    result = invoke(tmp_path, "logs", "exp", "7")
+    assert result.exit_code == BAD_INPUT
+    assert all(name in result.stderr for name in setup.folder.trial_names())
+
+
+def test_the_logs_of_a_trial_are_followed_to_its_end(tmp_path: Path) -> None:
+    """What is added is told once."""
+    setup = killed(tmp_path, "exp")
+    (state,) = setup.folder.states()
+    record = setup.folder.record(state.trial.name)
+    assert record is not None
+    setup.folder.delete_record(state.trial)  # it is running again
+    log = tmp_path / "exp" / "trials" / state.trial.name / "engine.log"
+    log.write_text("one\n")
+    results: list[Result] = []
+    following = during(lambda: results.append(invoke(tmp_path, "logs", "-f", "exp", "0")))
+    with log.open("a") as file:
+        file.write("two\n")
+    assert not results
+    setup.folder.save_record(record)
+    following.join()
+    assert results[0].output.splitlines() == ["==> engine.log <==", "one", "two"]
+
+
+def test_the_course_of_an_experiment_is_followed_to_its_end(tmp_path: Path) -> None:
+    """Without an address: a line for each trial as it stands, then one for each change."""
+    stack = ExitStack()
+    setup = stack.enter_context(running(tmp_path, "exp"))
+    results: list[Result] = []
+    following = during(lambda: results.append(invoke(tmp_path, "logs", "-f", "exp")))
+    measure(setup, 2, speed=3.0, fault="")
+    stack.close()
+    following.join()
+    assert "#0 baseline" in results[0].output
+    assert "speed=3.0" in results[0].output
+    assert invoke(tmp_path, "logs", "exp").output.count("outcome completed") == 3
+
+
+def test_the_log_of_the_job(tmp_path: Path, server: FakeJobServer) -> None:
+    """With an address: of the newest attempt; it needs no storage."""
+    server.job("exp-1", metadata={"experiment": "exp"}, start_time=1, log="old\n").end("FAILED", 3)
+    server.job("exp-2", metadata={"experiment": "exp"}, start_time=2, log="new\n").end("SUCCEEDED", 0)
+    for arguments in (("logs", "exp"), ("logs", "-f", "exp")):
+        assert invoke(tmp_path, *arguments, "--address", server.address).output == "new\n"
+    result = invoke(tmp_path, "logs", "other", "--address", server.address)
+    assert result.exit_code == BAD_INPUT
+    assert "no job" in result.stderr
+
+
+def test_stop_of_what_does_not_run(tmp_path: Path) -> None:
+    """Nothing to do; a finished experiment is not marked as interrupted."""
+    setup = done(tmp_path, "exp")
+    result = invoke(tmp_path, "stop", "exp")
+    assert result.exit_code == OK
+    assert "not running" in result.output
+    assert not setup.folder.stop_requested()
+
+
+def test_stop_asks_and_waits_for_the_end(tmp_path: Path) -> None:
+    """Exit code 0 when it has ended."""
+    stack = ExitStack()
+    setup = stack.enter_context(running(tmp_path, "exp"))
+
+    def obey() -> None:
+        until(setup.folder.stop_requested)
+        stack.close()
+
+    runner = during(obey)
+    result = invoke(tmp_path, "stop", "exp")
+    runner.join()
+    assert result.exit_code == OK
+    assert "has ended" in result.output
+
+
+def test_stop_may_only_ask(tmp_path: Path) -> None:
+    """Without waiting."""
+    with running(tmp_path, "exp") as setup:
+        assert invoke(tmp_path, "stop", "exp", "--wait", "0").exit_code == OK
+        assert setup.folder.stop_requested()
+
+
+def test_stop_says_when_it_did_not_end(tmp_path: Path) -> None:
+    """Exit code 3, and what else can be done."""
+    with running(tmp_path, "exp"):
+        result = invoke(tmp_path, "stop", "exp", "--wait", "0.1")
+    assert result.exit_code == ENVIRONMENT
+    assert "--address" in result.stderr
+
+
+@pytest.mark.parametrize(("ends", "wanted"), [(True, OK), (False, ENVIRONMENT)])
+def test_stop_ends_the_job_of_what_does_not_end_by_itself(
+    ends: bool, wanted: int, tmp_path: Path, server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only jobs that run, and only those of the experiment."""
+    monkeypatch.setattr(follow, "JOB_STOP_S", 10.0 if ends else 0.0)
+    old = server.job("exp-1", metadata={"experiment": "exp"}, status="FAILED")
+    job = server.job("exp-2", metadata={"experiment": "exp"})
+    other = server.job("two-1", metadata={"experiment": "two"})
+
+    def obey() -> None:
+        until(lambda: job.stops)
+        job.end("STOPPED")
+
+    runner = during(obey) if ends else None
+    with running(tmp_path, "exp"):
+        result = invoke(tmp_path, "stop", "exp", "--wait", "0.1", "--address", server.address)
+    if runner:
+        runner.join()
+    assert result.exit_code == wanted, result.output
+    assert (old.stops, job.stops, other.stops) == (0, 1, 0)

@@ -1,0 +1,119 @@
+"""How an experiment is begun and taken up again, and what its exit code is; the experiment itself is a fake."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from raytune_autotuner import experiment
+from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, INTERRUPTED, NOTHING_FEASIBLE, OK, main
+from raytune_autotuner.experiment import Options
+from raytune_autotuner.results import Results, load_results
+from raytune_autotuner.setup import Setup
+from raytune_autotuner.submit import VERSION_VARIABLE
+from tests.test_cli_cluster import done
+from tests.test_end_to_end import write_task
+
+
+class FakeExperiment:
+    """Notes what it was asked; its results are those of a finished one, changed as the test wants."""
+
+    def __init__(self, storage: Path) -> None:
+        self.asked: list[tuple[Setup, Options]] = []
+        self.winner, self.interrupted = True, False
+        self._storage = storage
+
+    def run(self, setup: Setup, options: Options) -> Results:
+        self.asked.append((setup, options))
+        finished = done(self._storage, f"finished-{len(self.asked)}")
+        results = replace(load_results(finished.folder, finished.task), interrupted=self.interrupted)
+        return results if self.winner else replace(results, winner=None, verdict=None)
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeExperiment:
+    fake = FakeExperiment(tmp_path / "finished")
+    monkeypatch.setattr(experiment, "run", fake.run)
+    monkeypatch.chdir(tmp_path)
+    write_task(tmp_path)
+    return fake
+
+
+def invoke(*arguments: str, **env: str) -> Result:
+    return CliRunner(env=env).invoke(main, [*arguments, "--storage", "store"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("winner", "interrupted", "wanted"),
+    [(True, False, OK), (False, False, NOTHING_FEASIBLE), (True, True, INTERRUPTED), (False, True, INTERRUPTED)],
+)
+def test_the_exit_code_says_how_it_ended(winner: bool, interrupted: bool, wanted: int, fake: FakeExperiment) -> None:
+    """And is 0 in any case for a runner that would try again what fails."""
+    fake.winner, fake.interrupted = winner, interrupted
+    assert invoke("run", "task.yaml").exit_code == wanted
+    assert invoke("run", "task.yaml", "--ended-is-ok").exit_code == OK
+
+
+def test_auto_resume_goes_on_with_what_is_there(fake: FakeExperiment) -> None:
+    """And begins what is not."""
+    arguments = ("run", "task.yaml", "--resume", "auto", "--name", "exp")
+    assert invoke(*arguments).exit_code == OK
+    (setup, options) = fake.asked[0]
+    assert (setup.folder.name, options.resume) == ("exp", False)
+    setup.folder.root.write("task.json", setup.task.model_dump_json())
+    assert invoke(*arguments, "--force").exit_code == OK
+    (setup, options) = fake.asked[1]
+    assert (options.resume, options.force) == (True, True)
+
+
+def test_auto_resume_needs_the_name(fake: FakeExperiment) -> None:
+    """Nobody could tell what is meant."""
+    result = invoke("run", "task.yaml", "--resume", "auto")
+    assert result.exit_code == BAD_INPUT
+    assert "--name" in result.stderr
+    assert not fake.asked
+
+
+def test_resume_needs_the_folder_alone(fake: FakeExperiment, tmp_path: Path) -> None:
+    """The task is in it; the name may be cut short."""
+    assert invoke("run", "task.yaml", "--name", "exp-1").exit_code == OK
+    first = fake.asked[0][0]
+    first.folder.root.write("task.json", first.task.model_dump_json())
+    (tmp_path / "task.yaml").unlink()
+    assert invoke("resume", "exp").exit_code == OK
+    setup, options = fake.asked[1]
+    assert (setup.folder.name, setup.task, options.resume) == ("exp-1", first.task, True)
+
+
+def test_resume_of_what_is_not_there(fake: FakeExperiment) -> None:
+    """Bad input."""
+    assert invoke("resume", "exp").exit_code == BAD_INPUT
+    assert not fake.asked
+
+
+def test_results_cannot_be_a_folder(fake: FakeExperiment, tmp_path: Path) -> None:
+    """Told before anything starts."""
+    result = invoke("run", "task.yaml", "--results", str(tmp_path))
+    assert result.exit_code == BAD_INPUT
+    assert not fake.asked
+
+
+def test_a_job_by_hand_is_told_what_it_lacks(fake: FakeExperiment) -> None:
+    """Time to stop in order, and a storage that stays; the run goes on."""
+    job = json.dumps({"metadata": {"job_submission_id": "x"}})
+    result = invoke("run", "task.yaml", RAY_JOB_CONFIG_JSON_ENV_VAR=job)
+    assert result.exit_code == OK
+    assert "RAY_JOB_STOP_WAIT_TIME_S" in result.stderr
+    assert "--storage store" in result.stderr
+
+
+def test_a_job_of_another_version_does_not_start(fake: FakeExperiment) -> None:
+    """The environment's fault, with both versions."""
+    result = invoke("run", "task.yaml", **{VERSION_VARIABLE: "9.9.9"})
+    assert result.exit_code == ENVIRONMENT
+    assert "9.9.9" in result.stderr
+    assert not fake.asked

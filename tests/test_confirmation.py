@@ -1,0 +1,117 @@
+"""Which runs confirm a winner, and what follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from raytune_autotuner.confirmation import Confirmation
+from raytune_autotuner.objectives import Context, score
+from raytune_autotuner.records import Failure, RungRecord, TrialId, TrialRecord
+from raytune_autotuner.task.spec import Optimization, Task, parse_task
+from raytune_autotuner.verdict import Ask
+from tests.fakes.trials import sample_metrics
+
+BASELINE, WINNER, OTHER = "000000000000", "111111111111", "222222222222"
+
+
+def task(**confirm: Any) -> Task:
+    data = {
+        "task_name": "t",
+        "backend": "local",
+        "engine": "llamacpp",
+        "model": {"name": "m", "path": "m.gguf"},
+        "optimization": {"objective": "minimize_latency", "confirm": confirm},
+    }
+    return parse_task(data, "task")
+
+
+def run(number: int, config: str, latency_s: float, outcome: str = "completed", node: str | None = None) -> TrialRecord:
+    metrics = sample_metrics(0, latency_s, noise=0.01, seed=number)
+    value = score(metrics, Context(0, Optimization(objective="minimize_latency")))
+    rungs = (RungRecord(0, metrics, value, 1.0),) if outcome == "completed" else ()
+    return TrialRecord(
+        TrialId("confirm", config, number),
+        "exp",
+        number,
+        {},
+        outcome,  # type: ignore[arg-type]
+        f"2026-01-01T00:{number:02}:00+00:00",
+        rungs,
+        1,
+        failure=Failure("crash", "it broke") if outcome == "infeasible" else None,
+        node=node,
+    )
+
+
+def runs(winner_s: float, count: int = 2) -> list[TrialRecord]:
+    order = [BASELINE, WINNER, WINNER, BASELINE] * count
+    return [run(n, c, winner_s if c == WINNER else 2.0) for n, c in enumerate(order[: 2 * count])]
+
+
+def wanted(records: Sequence[TrialRecord], **confirm: Any) -> list[str]:
+    return [ask.side for ask in Confirmation(task(**confirm)).wanted(records, BASELINE, WINNER)]
+
+
+def test_runs_are_wanted_in_turn() -> None:
+    """A B B A, so that a drift does not look like a gain."""
+    assert wanted([]) == ["baseline", "winner", "winner", "baseline"]
+    assert wanted(runs(1.0)[:1]) == ["winner", "winner", "baseline"]
+
+
+def test_a_plain_gain_needs_no_more_runs() -> None:
+    """It stands out after the first look."""
+    assert wanted(runs(1.0)) == []
+    verdict = Confirmation(task()).verdict(runs(1.0), BASELINE, WINNER)
+    assert verdict is not None
+    assert (verdict.kind, round(verdict.gain)) == ("WIN", 1)
+
+
+def test_a_small_gain_is_measured_again_up_to_the_bound() -> None:
+    """Until it stands out, or the runs that may be spent on it are."""
+    assert len(wanted(runs(1.93))) == 4
+    assert wanted(runs(1.93), max_repeats=2) == []
+
+
+def test_nothing_is_wanted_where_nothing_may_be_spent() -> None:
+    """``repeats: 0`` claims no gain."""
+    assert wanted([], repeats=0) == []
+    assert Confirmation(task(repeats=0)).verdict([], BASELINE, WINNER) is None
+
+
+def test_nodes_are_swapped() -> None:
+    """Each side runs on both, so that a slow node does not decide."""
+    asks = Confirmation(task(), ["n1", "n2"]).wanted([], BASELINE, WINNER)
+    assert {(ask.side, ask.node) for ask in asks} == {(s, n) for s in ("baseline", "winner") for n in ("n1", "n2")}
+    assert Ask("baseline", "n1") in asks
+
+
+def test_runs_against_an_earlier_winner_do_not_count() -> None:
+    """They were made at another time; only runs in turn compare."""
+    earlier = [run(0, BASELINE, 9.0), run(1, OTHER, 1.0), run(2, OTHER, 1.0), run(3, BASELINE, 9.0)]
+    later = [replace(r, number=r.number + 10) for r in runs(1.0)]
+    assert len(wanted(earlier)) == 3  # the baseline's last run came after the other winner's
+    verdict = Confirmation(task()).verdict([*earlier[:3], *later], BASELINE, WINNER)
+    assert verdict is not None
+    assert verdict.baseline == pytest.approx(2.0, rel=0.05)
+
+
+def test_a_winner_that_fails_when_measured_again_is_none() -> None:
+    """Whether or not it was ever measured to the end again."""
+    failed = run(1, WINNER, 0.0, "infeasible")
+    for records in ([run(0, BASELINE, 2.0), failed], [run(0, BASELINE, 2.0), failed, run(2, WINNER, 1.0)]):
+        assert wanted(records) == []
+        verdict = Confirmation(task()).verdict(records, BASELINE, WINNER)
+        assert verdict is not None
+        assert verdict.kind == "UNSTABLE"
+        assert "it broke" in verdict.reason
+
+
+def test_runs_that_the_infrastructure_loses_are_not_repeated_for_ever() -> None:
+    """The answer is given as it stands."""
+    lost = [run(n, WINNER, 0.0, "failed") for n in range(16)]
+    assert wanted(lost) == []
+    assert len(wanted(lost[:3])) == 4

@@ -1,0 +1,192 @@
+"""The queue: which proposal is given which GPUs, and what those that wait are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.packing import Need
+from raytune_autotuner.proposal import Proposal
+from raytune_autotuner.queueing import HOPE_S, PlacedQueue
+from raytune_autotuner.ray_nodes import RayNode
+from raytune_autotuner.records import Parameters, TrialId, config_hash
+from raytune_autotuner.reservation import Places, Reservation
+
+
+@dataclass
+class Cluster:
+    """Two Ray nodes of 8 GPUs each on Kubernetes nodes, a clock, and what waits."""
+
+    gpus: dict[str, int] = field(default_factory=lambda: {"gpu-1": 8, "gpu-2": 8})
+    taken: dict[str, int] = field(default_factory=dict)
+    now_s: float = 0.0
+    waiting: dict[str, str] = field(default_factory=dict)
+
+    def look(self) -> Places:
+        nodes = []
+        for name, gpus in self.gpus.items():
+            total = {"CPU": 16.0, "ome_gpu": float(gpus)}
+            left = {"CPU": 16.0, "ome_gpu": float(gpus - self.taken.get(name, 0))}
+            nodes.append(RayNode(f"id-{name}", "host", total, left, name))
+        return Places.of(nodes)
+
+    def queue(self) -> PlacedQueue:
+        return PlacedQueue(self.look, need, self.tell, lambda: self.now_s)
+
+    def tell(self, waiting: Any) -> None:
+        self.waiting = dict(waiting)
+
+    def later(self, queue: PlacedQueue, seconds: float = 2.0) -> None:
+        self.now_s += seconds
+        queue.wants_more()
+
+
+def need(parameters: Parameters) -> Need:
+    return Need((int(parameters.get("tp") or 1),), 0.5)
+
+
+def proposal(tp: int, n: int = 0, purpose: Any = "search", node: str | None = None) -> Proposal:
+    parameters: Parameters = {"tp": tp, "n": n}
+    return Proposal(TrialId(purpose, config_hash(parameters)), n, parameters, 0.0, node)
+
+
+def place(started: Proposal | None) -> Reservation:
+    assert started is not None
+    return Reservation.from_dict(started.place)
+
+
+def test_a_proposal_starts_with_the_reservation_that_ray_is_to_hold() -> None:
+    """GPUs and the worker's CPU on one node, which the service is pinned to."""
+    queue = Cluster().queue()
+    queue.add(proposal(4))
+    found = place(queue.start())
+    assert found.bundles == ({"CPU": 0.5, "ome_gpu": 4.0},)
+    assert found.selectors == ({"ray.io/node-id": f"id-{found.node}"},)
+    assert found.node in ("gpu-1", "gpu-2")
+    assert len(queue) == 0
+
+
+def test_what_does_not_fit_waits_and_says_for_what() -> None:
+    """Until one of those that run has given its GPUs back."""
+    cluster = Cluster()
+    queue = cluster.queue()
+    for n in range(2):
+        queue.add(proposal(8, n))
+    first, second = queue.start(), queue.start()
+    queue.add(proposal(8, 2))
+    assert queue.start() is None
+    assert len(queue) == 1
+    (why,) = cluster.waiting.values()
+    assert "8 GPUs" in why
+    assert "0 of 8" in why
+    assert first is not None
+    assert second is not None
+    queue.release(first)
+    assert place(queue.start()).node == place(first).node
+    assert cluster.waiting == {}
+
+
+def test_what_others_hold_is_not_given_away() -> None:
+    """Another job of the same Ray cluster, seen within a second."""
+    cluster = Cluster(taken={"gpu-1": 6})
+    queue = cluster.queue()
+    queue.add(proposal(4, 1))
+    queue.add(proposal(4, 2))
+    queue.add(proposal(4, 3))
+    assert [place(queue.start()).node for _ in range(2)] == ["gpu-2"] * 2
+    assert queue.start() is None
+    cluster.taken = {"gpu-2": 8}  # ours
+    cluster.later(queue)
+    assert place(queue.start()).node == "gpu-1"
+
+
+def test_what_can_never_fit_is_known_beforehand() -> None:
+    """With figures."""
+    queue = Cluster().queue()
+    assert queue.never({"tp": 8}) is None
+    assert "16 GPUs on one node" in str(queue.never({"tp": 16}))
+
+
+def test_a_trial_goes_on_where_its_service_is() -> None:
+    """If the GPUs are still free there; else anywhere."""
+    queue = Cluster().queue()
+    queue.add(proposal(1, 0))
+    queue.add(proposal(4, 1, node="gpu-2"))
+    queue.add(proposal(4, 2, node="gpu-1"))
+    queue.add(proposal(8, 3, node="gpu-2"))
+    started = [queue.start() for _ in range(4)]
+    assert [s and (s.parameters["tp"], place(s).node) for s in started[:2]] == [(4, "gpu-2"), (4, "gpu-1")]
+    assert started[2] is not None
+    assert started[2].parameters["tp"] == 1
+    assert started[3] is None
+
+
+def test_a_trial_that_failed_on_a_node_goes_to_another() -> None:
+    """Where there is one that could hold it."""
+    cluster = Cluster({"gpu-1": 8, "gpu-2": 8, "small": 2})
+    queue = cluster.queue()
+    queue.add(proposal(8))
+    first = queue.start()
+    assert first is not None
+    assert queue.has_other_place(first)
+    queue.release(first, elsewhere=True)
+    queue.add(first)
+    second = queue.start()
+    assert place(second).node != place(first).node
+    alone = Cluster({"gpu-1": 8, "small": 2}).queue()
+    alone.add(proposal(8))
+    only = alone.start()
+    assert only is not None
+    assert not alone.has_other_place(only)
+
+
+def test_confirming_runs_start_in_their_order() -> None:
+    """Wide or narrow: a drift must not look like a gain."""
+    cluster = Cluster({"gpu-1": 8})
+    queue = cluster.queue()
+    for n, tp in enumerate((2, 8, 2)):
+        queue.add(proposal(tp, n, "confirm"))
+    first = queue.start()
+    assert first is not None
+    assert first.number == 0
+    assert queue.start() is None
+    queue.release(first)
+    second = queue.start()
+    assert second is not None
+    assert second.number == 1
+
+
+def test_more_is_wanted_while_there_is_room() -> None:
+    """And not when everything is taken."""
+    queue = Cluster({"gpu-1": 8}).queue()
+    assert queue.wants_more()
+    queue.add(proposal(8))
+    queue.start()
+    assert not queue.wants_more()
+
+
+def test_nothing_waits_for_ever_for_nodes_that_are_gone() -> None:
+    """When nothing has been able to run for a while, the experiment ends and can be resumed."""
+    cluster = Cluster()
+    queue = cluster.queue()
+    queue.add(proposal(8))
+    cluster.gpus = {"gpu-1": 4}
+    cluster.later(queue)
+    assert queue.start() is None
+    assert "8 GPUs on one node" in next(iter(cluster.waiting.values()))
+    cluster.later(queue, HOPE_S - 1)
+    cluster.gpus = {"gpu-1": 8}
+    cluster.later(queue)
+    cluster.gpus = {"gpu-1": 4}
+    cluster.later(queue)
+    with pytest.raises(EnvironmentFault, match="bring the nodes back and resume"):
+        cluster.later(queue, HOPE_S + 1)
+
+
+def test_the_nodes_that_can_hold_a_configuration_are_named() -> None:
+    """To measure it on more than one."""
+    queue = Cluster({"gpu-1": 8, "gpu-2": 8, "small": 2}).queue()
+    assert queue.nodes_for({"tp": 4}) == ("gpu-1", "gpu-2")

@@ -1,0 +1,260 @@
+"""The model-based source: its process, its causes of failure, and what it proposes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raytune_autotuner.planning.space import Space
+from raytune_autotuner.records import Parameters, config_hash
+from raytune_autotuner.engines import load_engine
+from raytune_autotuner.objectives import scalar
+from raytune_autotuner.search.beliefs import logarithm
+from raytune_autotuner.search.causes import Causes
+from raytune_autotuner.search.encoding import Encoding, neighbours, spread
+from raytune_autotuner.search.knowledge import WORST
+from raytune_autotuner.search.model import ModelSource
+from raytune_autotuner.search.process import Kernel, Process, log_improvement
+from raytune_autotuner.task.spec import parse_task
+
+PARAMETERS: dict[str, Any] = {
+    "tp_size": {"type": "choice", "values": [1, 2, 4]},
+    "chunked_prefill_size": {"type": "choice", "values": [1024, 2048, 4096, 8192]},
+    "attention_backend": {"type": "choice", "values": ["fa3", "flashinfer", "triton"]},
+    "enable_mixed_chunk": {"type": "bool"},
+    "mem_frac": {"type": "float", "low": 0.7, "high": 0.9},
+    "num_continuous_decode_steps": {"type": "int", "low": 1, "high": 4, "when": "not enable_mixed_chunk"},
+}
+
+
+def space(constraints: list[str] | None = None, **parameters: Any) -> Space:
+    data = {
+        "task_name": "t",
+        "engine": "sglang",
+        "model": {"name": "m"},
+        "parameters": parameters or PARAMETERS,
+        "constraints": constraints or [],
+    }
+    return Space.of(parse_task(data, "t"), load_engine("sglang"))
+
+
+def report(loss: float, rungs_done: int = 2, **more: Any) -> dict[str, Any]:
+    return {"outcome": None, "raw_loss": loss, "violation": 0.0, "rungs_done": rungs_done, "slo": 0.5, **more}
+
+
+def test_the_slope_of_the_kernel_is_its_derivative() -> None:
+    """Hyperparameters are found by it."""
+    rng = np.random.default_rng(0)
+    kernel = Kernel(np.array([True, False, True]))
+    x = np.column_stack([rng.integers(0, 4, 20) / 3, rng.integers(0, 2, 20), rng.integers(-1, 5, 20) / 4.0])
+    apart, theta, weight = kernel.apart(x, x), kernel.start, rng.normal(size=(20, 20))
+    steps = np.eye(len(theta)) * 1e-6
+    numeric = [((kernel(theta + e, apart) - kernel(theta - e, apart)) * weight).sum() / 2e-6 for e in steps]
+    assert kernel.slope(theta, apart, weight) == pytest.approx(numeric, abs=1e-4)
+
+
+def test_a_process_learns_effects_that_multiply() -> None:
+    """From half of the combinations it says what the others give, and it is less sure there."""
+    x = np.array([[a / 3, b, c] for a in range(4) for b in range(2) for c in range(3)], dtype=float)
+    y = -0.5 * x[:, 0] + 0.3 * x[:, 1] + np.array([0.0, 0.2, -0.1])[x[:, 2].astype(int)]
+    chosen = np.random.default_rng(0).permutation(len(x))[:14]
+    process = Process(Kernel(np.array([True, False, False])))
+    process.fit(x[chosen], y[chosen], np.ones(14), learn=True)
+    rest = np.setdiff1d(np.arange(len(x)), chosen)
+    mean, deviation = process.predict(x)
+    assert np.abs(mean - y)[rest].max() < 0.05
+    assert deviation[rest].mean() > deviation[chosen].mean()
+
+
+def test_the_expected_improvement_is_right_near_and_far() -> None:
+    """At the best it is the deviation's share of a normal; far behind it stays finite and falls on."""
+    logs = log_improvement(0.0, np.array([0.0, 4.9, 5.1, 30.0]), np.ones(4))
+    assert np.exp(logs[0]) == pytest.approx(0.39894, abs=1e-4)
+    assert np.all(np.diff(logs) < 0)
+    assert logs[1] - logs[2] < 2.5
+    assert np.isfinite(logs).all()
+
+
+def test_a_pair_that_always_fails_is_the_cause_and_neither_part_alone() -> None:
+    """Values that were seen to work elsewhere are cleared."""
+    failures = np.array([[0.0, 1.0, c] for c in (0.0, 0.5, 1.0)])
+    successes = np.array([[0.0, 0.0, 0.5], [1.0, 1.0, 0.5], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0], [2.0, 1.0, 1.0]])
+    causes = Causes(failures, successes, [False, False, True])
+    bad, fine, new = np.exp(causes.log_works(np.array([[0.0, 1.0, 0.25], [1.0, 0.0, 0.5], [2.0, 0.0, 1.0]])))
+    assert bad < 0.1
+    assert fine > 0.8
+    assert new > 0.8
+
+
+def test_failures_that_the_first_cause_does_not_explain_have_another() -> None:
+    """Two causes of one reason are both avoided."""
+    failures = np.array([[1.0, c, d] for c in (0.0, 1.0) for d in (0.0, 0.3)] + [[0.0, c, 1.0] for c in (0.0, 1.0)] * 2)
+    successes = np.array([[0.0, c, d] for c in (0.0, 1.0) for d in (0.0, 0.3, 0.6)])
+    causes = Causes(failures, successes, [False, False, True])
+    first, second, fine = np.exp(causes.log_works(np.array([[1.0, 1.0, 0.6], [0.0, 1.0, 1.0], [0.0, 1.0, 0.6]])))
+    assert first < 0.3
+    assert second < 0.3
+    assert fine > 0.8
+
+
+def test_what_was_not_seen_to_work_may_work() -> None:
+    """After a few failures of a value, a new partner for it is not written off."""
+    failures = np.array([[1.0, 0.0], [1.0, 1.0], [1.0, 0.0]])
+    successes = np.array([[0.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    odds = np.exp(Causes(failures, successes, [False, False]).log_works(np.array([[1.0, 2.0], [1.0, 1.0]])))
+    assert odds[0] > 2 * odds[1]
+    assert odds[0] > 0.05
+
+
+def test_without_any_difference_there_is_no_cause() -> None:
+    """One failure alone says nothing."""
+    assert Causes(np.array([[1.0]]), np.empty((0, 1)), [False]).log_works(np.array([[0.0]])).tolist() == [0.0]
+
+
+def test_rows_hold_ranks_categories_and_what_is_left_out() -> None:
+    """Numbers of three values and more have an order."""
+    encoding = Encoding(space())
+    row = encoding.row(
+        {"tp_size": 2, "chunked_prefill_size": 8192, "attention_backend": "triton", "enable_mixed_chunk": True, "mem_frac": 0.8}
+    )
+    assert row == pytest.approx([0.5, 1.0, 2.0, 1.0, 0.5, -1.0])
+    assert encoding.ordered.tolist() == [True, True, False, False, True, True]
+
+
+def test_a_configuration_outside_the_space_has_no_row() -> None:
+    """Rather than a wrong one."""
+    with pytest.raises(ValueError, match="tp_size=3"):
+        Encoding(space()).row({"tp_size": 3})
+
+
+def test_the_first_points_are_spread_and_keep_the_constraints() -> None:
+    """Eight points show every value of a parameter."""
+    found = spread(space(["tp_size < 4"]), 8, np.random.default_rng(0))
+    assert len({config_hash(c) for c in found}) == 8
+    assert {c["tp_size"] for c in found} == {1, 2}
+    assert {c["attention_backend"] for c in found} == {"fa3", "flashinfer", "triton"}
+
+
+def test_neighbours_differ_by_one_or_two_parameters() -> None:
+    """None breaks a constraint."""
+    here = spread(space(), 1, np.random.default_rng(0))[0]
+    found = list(neighbours(space(["tp_size < 4"]), here, 5, np.random.default_rng(0)))
+    assert found
+    for other in found:
+        assert other["tp_size"] != 4
+        shared = set(here) & set(other)
+        assert 1 <= sum(here[name] != other[name] for name in shared) <= 2
+
+
+@pytest.mark.parametrize("pair", [(-5000.0, -4000.0), (-0.5, -0.2), (0.02, 0.03), (5.0, 8.0)])
+def test_logarithms_keep_the_order_of_losses(pair: tuple[float, float]) -> None:
+    """Whatever is maximised or minimised, in whatever unit."""
+    better, worse = pair
+    assert logarithm(better) < logarithm(worse)
+
+
+SMALL = {name: PARAMETERS[name] for name in ("tp_size", "chunked_prefill_size", "attention_backend", "enable_mixed_chunk")}
+
+
+def speed(c: Parameters) -> float:
+    size = {1024: 0.7, 2048: 1.0, 4096: 1.2, 8192: 1.1}[int(c["chunked_prefill_size"])]  # type: ignore[arg-type]
+    kernel = {"fa3": 1.0, "flashinfer": 1.1, "triton": 0.8}[str(c["attention_backend"])]
+    return -1000 * size * kernel * (1.15 if c["enable_mixed_chunk"] else 1.0) / int(c["tp_size"])  # type: ignore[arg-type]
+
+
+def source(**options: Any) -> ModelSource:
+    return ModelSource(space(**SMALL), 0, total_rungs=2, **options)
+
+
+def test_it_finds_the_best_of_a_smooth_space_in_a_fraction_of_the_grid() -> None:
+    """Twenty of seventy-two configurations are enough here, with whole benchmarks that it hears of."""
+    chosen = source()
+    tried = []
+    for n in range(20):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        tried.append(parameters)
+        chosen.hear(parameters, report(speed(parameters)))
+        chosen.tell(f"k{n}", None)
+    best = min(spread(space(**SMALL), 72, np.random.default_rng(1)), key=speed)
+    assert min(map(speed, tried)) <= speed(best)
+    assert len({config_hash(c) for c in tried}) == 20
+    winner = chosen.winner()
+    assert winner is not None
+    assert speed(winner) <= 0.97 * speed(best)
+
+
+def test_it_learns_from_what_it_is_told_when_it_hears_nothing() -> None:
+    """As any source; a loss comes back from the bounded scale."""
+    chosen = source()
+    tried = []
+    for n in range(20):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        tried.append(parameters)
+        chosen.tell(f"k{n}", scalar(speed(parameters), 0.0))
+    assert min(map(speed, tried)) <= -1200
+
+
+def test_it_keeps_away_from_what_cannot_work() -> None:
+    """After the start, hardly a proposal falls into the half that fails."""
+    chosen = source()
+    failing = 0
+    for n in range(24):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        works = parameters["attention_backend"] != "triton" and parameters["tp_size"] != 4
+        if not works:
+            failing += n >= 8
+            chosen.hear(parameters, {"outcome": "infeasible", "raw_loss": None, "rungs_done": 0, "reason": "no"})
+        else:
+            chosen.hear(parameters, report(speed(parameters)))
+        chosen.tell(f"k{n}", None if works else WORST)
+    assert failing <= 3
+
+
+def test_a_space_that_is_exhausted_proposes_nothing_more() -> None:
+    """Each configuration comes once."""
+    chosen = ModelSource(space(enable_mixed_chunk={"type": "bool"}), 0, total_rungs=1, startup=2)
+    found = [chosen.propose(f"k{n}") for n in range(3)]
+    assert {str(c) for c in found if c} == {"{'enable_mixed_chunk': True}", "{'enable_mixed_chunk': False}"}
+    assert found[2] is None
+
+
+def test_proposals_made_while_others_run_are_not_alike() -> None:
+    """What runs is taken for measured."""
+    chosen = source()
+    for n in range(12):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        chosen.hear(parameters, report(speed(parameters)))
+    running = [chosen.propose(f"r{n}") for n in range(4)]
+    assert len({str(c) for c in running}) == 4
+
+
+def test_only_what_may_win_goes_on() -> None:
+    """Once the baseline and some peers were heard of at the same rung."""
+    chosen = source()
+    chosen.hear({}, report(-900.0, 1))
+    heard = []
+    for n in range(8):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        heard.append(parameters)
+        chosen.hear(parameters, report(speed(parameters), 1))
+    best = min(heard, key=speed)
+    assert [c for c in heard if chosen.goes_on(c)] == [best]
+
+
+def test_a_broken_slo_does_not_go_on_beside_kept_ones() -> None:
+    """However fast it is."""
+    chosen = source()
+    for n in range(8):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        fast = n == 7
+        chosen.hear(parameters, report(-9000.0 if fast else -1000.0, 1, slo=1.5 if fast else 0.5))
+    assert not chosen.goes_on(parameters)
+    assert chosen.winner() is None

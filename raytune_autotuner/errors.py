@@ -67,7 +67,7 @@ class EnvironmentFault(AutotunerError):
 
 
 class StorageFault(EnvironmentFault):
-    """The experiment folder cannot be read or written (full, read-only, gone). An end to all, not one trial's result."""
+    """The experiment folder cannot be read or written (full, read-only, gone): the end of all, no result of a trial."""
 
 
 class TrialInfeasible(AutotunerError):

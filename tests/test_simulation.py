@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.tune.schedulers import FIFOScheduler
 
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Parameters, TrialId, config_hash
 from raytune_autotuner.task.spec import Asha
 from tests.emulator.simulation import bench, judge
-from tests.emulator.simulation.arms import ARMS, Listed, grid, ours, raw_space
+from tests.emulator.simulation.arms import ARMS, ours
 from tests.emulator.simulation.controller import Cluster, Controller, Ended, History
 from tests.emulator.simulation.luck import Luck
+from tests.emulator.simulation.plain import Listed, grid, raw_space
 from tests.emulator.simulation.study import World, load_study, study_names
 from tests.emulator.simulation.table import Table, exhaustive
-from ray.tune.schedulers import FIFOScheduler
 
 SMALL: dict[str, Any] = {
     "description": "a small one",
@@ -196,15 +197,31 @@ def test_hours_count_to_the_moment_from_which_the_best_stays_near(small: Table) 
     assert math.isinf(judge.gpu_hours_to_best(found, small))
 
 
-def test_the_table_of_results_shows_ratios_and_who_missed(
-    small: Table, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_of_results_shows_ratios_and_who_missed(small: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     """Medians with their quartiles; a search that never got there counts with all that it spent."""
     monkeypatch.setattr(bench, "table", lambda name: small)
     quick, slow = bench.Result(1.0, 9.0, 0.01, 0.0, 5), bench.Result(None, 20.0, 0.2, 0.1, 9)
-    bench.show({("small", "default"): [quick] * 4, ("small", "grid"): [slow] * 4, ("small", "optuna"): [quick] * 4})
-    lines = capsys.readouterr().out.splitlines()
-    assert "1.0 [1.0-1.0]" in lines[2]
-    assert "5.0%" in lines[2]
-    assert "100.0%" in lines[2]
-    assert ">20.0 [20.0-20.0] 4 missed" in lines[3]
+    results = {("small", "default"): [quick] * 4, ("small", "grid"): [slow] * 4, ("small", "optuna"): [quick] * 4}
+    shown = list(bench.lines(results))
+    assert "1.0 [1.0-1.0]" in shown[2]
+    assert "5.0%" in shown[2]
+    assert "100.0%" in shown[2]
+    assert ">20.0 [20.0-20.0] 4 missed" in shown[3]
+
+
+def test_plain_repetitions_are_kept(small: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not change with this program, so they are run once; this program's are run each time."""
+    monkeypatch.setattr(bench, "table", lambda name: small)
+    monkeypatch.setattr(bench, "CACHE", tmp_path)
+    first = bench.run(["small"], ["random", "default"], 2, 1)
+    assert len(list((tmp_path / "arms").iterdir())) == 2
+    assert bench.run(["small"], ["random", "default"], 2, 1) == first
+
+
+def test_the_model_judges_who_goes_on(small: Table) -> None:
+    """Baseline and the best go to the end; of the others some are stopped, and nothing that fails is tried for long."""
+    found = ARMS["model"](small, 0)
+    outcomes = {each.trial.purpose: each.outcome for each in found.ended}
+    assert outcomes["baseline"] == "completed"
+    assert "stopped" in {each.outcome for each in found.ended}
+    assert judge.regret(found, small) <= 0.03

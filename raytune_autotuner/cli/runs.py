@@ -129,7 +129,9 @@ def extend(experiment: str, trials: int, storage: str, results_path: Path | None
     folder = overview.find(Storage(storage), experiment)
     more = f"optimization.max_iterations={history.searched(folder) + trials}"
     task, engine = load_document(taskfile.override(overview.read_document(folder), [more]))
-    return _run(task, engine, storage, folder.name, How(results_path, dashboard, force=False, resume=True, ended_is_ok=False))
+    return _run(
+        task, engine, storage, folder.name, How(results_path, dashboard, force=False, resume=True, ended_is_ok=False)
+    )
 
 
 def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -> int:

@@ -1,7 +1,7 @@
 """Why configurations fail: the conditions that explain it best, and what follows for those that were never tried.
 
-For each reason that an engine gave, every condition on one parameter (``= a``, ``≠ a``, ``≤ a``, ``≥ a``) and every pair
-of them is a possible cause. A cause must hold for the failures and must not hold for what works; how likely it is
+For each reason that an engine gave, every condition on one parameter (``= a``, ``≠ a``, ``≤ a``, ``≥ a``) and every
+pair of them is a possible cause. A cause must hold for the failures and must not hold for what works; how likely it is
 follows from Bayes' rule. A failure that the causes found so far do not explain has another one.
 """
 
@@ -17,7 +17,7 @@ from raytune_autotuner.search.process import Array
 
 SINGLE = 0.5
 """Prior that a single condition is the cause; the rest is shared by the pairs."""
-ANOTHER = 0.2
+ANOTHER = 0.1
 """A failure with the same words that a cause does not hold for."""
 DESPITE = 0.01
 """Something works although the cause holds."""
@@ -70,7 +70,9 @@ class Causes:
 
     def _held(self, rows: Array) -> Held:
         """By condition and row."""
-        return np.array([condition.holds(rows) for condition in self._conditions]).reshape(len(self._conditions), len(rows))
+        return np.array([condition.holds(rows) for condition in self._conditions]).reshape(
+            len(self._conditions), len(rows)
+        )
 
 
 def _conditions(rows: Array, ordered: Sequence[bool]) -> list[Condition]:

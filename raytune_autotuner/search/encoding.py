@@ -70,7 +70,7 @@ def neighbours(space: Space, parameters: Parameters, pairs: int, rng: np.random.
     for chosen in (*([n] for n in range(len(moves))), *drawn.tolist()):
         changed: Point = {**point, **{moves[n][0]: moves[n][1] for n in chosen}}
         configuration = space.configuration(changed)
-        if space.problem(configuration) is None:
+        if configuration != parameters and space.problem(configuration) is None:
             yield configuration
 
 

@@ -133,7 +133,9 @@ class ModelSource:
     def _pool(self) -> tuple[list[Parameters], Array]:
         """Candidates that were not tried yet."""
         found = [self._space.sample(self._rng) for _ in range(DRAWS)]
-        for name, _ in sorted(((n, t.rank) for n, t in self._tried.items() if t.losses), key=lambda each: each[1])[:PARENTS]:
+        for name, _ in sorted(((n, t.rank) for n, t in self._tried.items() if t.losses), key=lambda each: each[1])[
+            :PARENTS
+        ]:
             found += neighbours(self._space, self._parameters[name], PAIRS, self._rng)
         named = {config_hash(parameters): parameters for parameters in found}
         pool = [parameters for name, parameters in named.items() if name not in self._tried]

@@ -92,7 +92,7 @@ def _first(each: Array) -> Array:
 
 def _second(each: Array) -> Array:
     """The sum over pairs of columns."""
-    return (_first(each) ** 2 - (each**2).sum(axis=2)) / 2
+    return np.asarray((_first(each) ** 2 - (each**2).sum(axis=2)) / 2)
 
 
 class Process:
@@ -141,7 +141,7 @@ class Process:
         self._theta, self.learnt = found.x, True
 
     def _covariance(self, theta: Array, apart: Array, noise: Array) -> Array:
-        return self._kernel(theta, apart) + np.diag(np.exp(theta[-1]) * noise + JITTER)
+        return np.asarray(self._kernel(theta, apart) + np.diag(np.exp(theta[-1]) * noise + JITTER))
 
 
 def log_improvement(best: float, mean: Array, deviation: Array) -> Array:

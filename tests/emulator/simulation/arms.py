@@ -1,26 +1,26 @@
-"""What is compared: this program as it is, and what one would do without it, on Ray Tune alone."""
+"""What is compared: this program as it is and as it might be, and the plain searches."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from typing import Any
 
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
+from ray.tune.schedulers import TrialScheduler
 
-from raytune_autotuner.planning.space import Space, count, grid_value
-from raytune_autotuner.proposal import LOSS, Proposal
-from raytune_autotuner.records import Parameters, Rung, TrialId, TrialRecord, config_hash
+from raytune_autotuner.planning.space import Space
+from raytune_autotuner.proposal import Proposal
+from raytune_autotuner.records import Parameters, TrialId, TrialRecord
 from raytune_autotuner.search import Limits, Proposer, RandomSource, Source, make_scheduler, make_source
-from raytune_autotuner.task.spec import Task
+from raytune_autotuner.search.model import ModelSource
+from raytune_autotuner.search.promotion import JudgedLadder
+from raytune_autotuner.task.spec import Asha, Optimization, Task
 from raytune_autotuner.verdict import Ask
-from tests.emulator.simulation.controller import Controller, History, Search
-from tests.emulator.simulation.luck import Luck
+from tests.emulator.simulation.controller import History
+from tests.emulator.simulation.plain import PLAIN, Arm, play, too_large
 from tests.emulator.simulation.study import World
 from tests.emulator.simulation.table import Table
+
+MODEL_TRIALS = 60
 
 
 class OpenGate:
@@ -28,15 +28,13 @@ class OpenGate:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._most = max(world.study.nodes.values())
 
     def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
         """Nothing: what is found in the end is judged by the table."""
         return ()
 
     def problem(self, parameters: Parameters) -> str | None:
-        wanted = self._world.gpus(parameters)
-        return f"needs {wanted} GPUs on one node" if wanted > self._most else None
+        return too_large(self._world, parameters)
 
     def refuse(self, proposal: Proposal, reason: str) -> None:
         pass
@@ -61,7 +59,7 @@ def ours(
     changes: Mapping[str, Any] | None = None,
     ladder: Callable[[Any, int, Any], TrialScheduler] | None = None,
 ) -> History:
-    """This program: ``Proposer`` and scheduler as an experiment makes them; ``changes`` are to the task's optimization."""
+    """This program: ``Proposer`` and scheduler as an experiment makes them; ``changes`` are to ``optimization``."""
     world = table.world
     optimization = world.task.optimization.model_copy(update={"seed": seed, **(changes or {})})
     task = world.task.model_copy(update={"optimization": optimization})
@@ -76,14 +74,7 @@ def ours(
     )
     search = Hearing(proposer, made) if hasattr(made, "hear") else proposer
     rule = ladder(optimization, len(rungs), made) if ladder else make_scheduler(optimization, len(rungs))
-    return _play(table, seed, search, rule, rungs, raising)
-
-
-def _play(
-    table: Table, seed: int, search: Search, scheduler: TrialScheduler, rungs: tuple[Rung, ...], raising: bool
-) -> History:
-    luck = Luck(table.world, seed)
-    return Controller(table, search, scheduler, rungs=rungs, luck=luck, raising=raising).run()
+    return play(table, seed, search, rule, rungs, raising)
 
 
 class Hearing:
@@ -109,138 +100,28 @@ class Hearing:
         self._proposer.on_trial_complete(trial_id, result, error)
 
 
-def _play(
-    table: Table, seed: int, search: Search, scheduler: TrialScheduler, rungs: tuple[Rung, ...], raising: bool
-) -> History:
-    luck = Luck(table.world, seed)
-    return Controller(table, search, scheduler, rungs=rungs, luck=luck, raising=raising).run()
-
-
-class Plain:
-    """A searcher of Ray's over the parameters as they are; whatever breaks a constraint is an error at once."""
-
-    def __init__(self, world: World, searcher: Searcher, trials: int) -> None:
-        self._world, self._searcher, self._left = world, searcher, trials
-        self._numbered = 0
-        self._names: dict[str, str] = {}
-
-    def suggest(self, trial_id: str) -> Any:
-        while self._left > 0:
-            self._left -= 1
-            self._numbered += 1
-            name = self._names[trial_id] = f"{self._numbered:05d}"
-            raw: Any = self._searcher.suggest(name)
-            if raw is None or raw == Searcher.FINISHED:
-                return raw
-            parameters = _active(self._world.space, raw)
-            if self._world.space.problem(parameters) is None and OpenGate(self._world).problem(parameters) is None:
-                trial = TrialId("search", config_hash(parameters), self._numbered)
-                return Proposal(trial, self._numbered, parameters, 0.0).to_config()
-            self._searcher.on_trial_complete(name, error=True)
-        return Searcher.FINISHED
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._searcher.on_trial_result(self._names[trial_id], {**result, "training_iteration": 1})
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        name = self._names.pop(trial_id)
-        self._searcher.on_trial_complete(name, {**result, "training_iteration": 1} if result else None, error)
-
-
-def _active(space: Space, raw: Mapping[str, Any]) -> Parameters:
-    return space.configuration({name: index for name, index in _indices(space, raw)})
-
-
-def _indices(space: Space, raw: Mapping[str, Any]) -> Any:
-    for dimension in space.dimensions:
-        parameter = space.parameters[dimension.name]
-        values = [grid_value(parameter, n) for n in range(dimension.size)]
-        if dimension.kind == "choice":
-            yield dimension.name, next(n for n, v in enumerate(values) if v == raw[dimension.name] and type(v) is type(raw[dimension.name]))
-        else:
-            nearest = min(range(dimension.size), key=lambda n: abs(values[n] - raw[dimension.name]))  # type: ignore[operator]
-            yield dimension.name, (nearest + 0.5) / dimension.size
-
-
-def raw_space(space: Space) -> dict[str, Any]:
-    """The space as one writes it for Ray Tune."""
-    domains: dict[str, Any] = {}
-    for name, parameter in space.parameters.items():
-        values = [grid_value(parameter, n) for n in range(count(parameter) or 0)]
-        if parameter.type in ("choice", "bool"):
-            domains[name] = tune.choice(values)
-        else:
-            domains[name] = tune.uniform(values[0], values[-1])  # type: ignore[arg-type]
-    return domains
-
-
-def grid(table: Table, seed: int) -> History:
-    """Every configuration once, one parameter after the other; which one changes fastest is chance."""
-    space, source = table.world.space, random.Random(seed)
-    names = source.sample(list(space.parameters), len(space.parameters))
-    choices = {name: source.sample(range(d.size), d.size) for name in names for d in space.dimensions if d.name == name}
-    found: dict[str, Parameters] = {}
-    for row in product(*(choices[name] for name in names)):
-        by_name = dict(zip(names, row, strict=True))
-        point = {
-            d.name: by_name[d.name] if d.kind == "choice" else (by_name[d.name] + 0.5) / d.size for d in space.dimensions
-        }
-        parameters = space.configuration(point)
-        if space.problem(parameters) is None:
-            found.setdefault(config_hash(parameters), parameters)
-    return _play(table, seed, Listed(list(found.values())), FIFOScheduler(), table.world.rungs[-1:], True)
-
-
-class Listed:
-    """Configurations in a given order."""
-
-    def __init__(self, configurations: list[Parameters]) -> None:
-        self._left = list(reversed(configurations))
-
-    def suggest(self, trial_id: str) -> Any:
-        if not self._left:
-            return Searcher.FINISHED
-        parameters = self._left.pop()
-        return Proposal(TrialId("search", config_hash(parameters)), 0, parameters, 0.0).to_config()
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        pass
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        pass
-
-
-def rand(table: Table, seed: int) -> History:
-    """Independent draws, as many as the grid has points."""
-    source = RandomSource(table.world.space, seed)
-    draws = [source.propose("") for _ in range(len(table.rows))]
-    return _play(table, seed, Listed([d for d in draws if d is not None]), FIFOScheduler(), table.world.rungs[-1:], True)
-
-
-def hyperopt(table: Table, seed: int) -> History:
-    from ray.tune.search.hyperopt import HyperOptSearch
-
-    space = HyperOptSearch.convert_search_space(raw_space(table.world.space))
-    searcher = HyperOptSearch(space=space, metric=LOSS, mode="min", random_state_seed=seed)
-    return _plain(table, seed, searcher)
-
-
-def optuna(table: Table, seed: int) -> History:
-    import optuna as library
-    from ray.tune.search.optuna import OptunaSearch
-
-    library.logging.set_verbosity(library.logging.WARNING)
-    space = OptunaSearch.convert_search_space(raw_space(table.world.space))
-    return _plain(table, seed, OptunaSearch(space=space, metric=LOSS, mode="min", seed=seed))
-
-
-def _plain(table: Table, seed: int, searcher: Searcher) -> History:
-    search = Plain(table.world, searcher, table.world.study.plain_trials)
-    return _play(table, seed, search, FIFOScheduler(), table.world.rungs[-1:], True)
-
-
 def default(table: Table, seed: int) -> History:
     return ours(table, seed)
+
+
+def model(table: Table, seed: int) -> History:
+    """The model-based source, with a ladder that it judges, at what is to be the default for it."""
+    world = table.world
+
+    def source(task: Task, space: Space) -> Source:
+        return ModelSource(space, task.optimization.seed, total_rungs=len(world.rungs), cost=world.gpus)
+
+    def ladder(optimization: Optimization, rungs: int, made: Any) -> TrialScheduler:
+        return JudgedLadder(optimization.scheduler.reduction_factor, rungs, made)  # type: ignore[union-attr]
+
+    return ours(
+        table, seed, source=source, ladder=ladder, changes={"scheduler": Asha(), "max_iterations": MODEL_TRIALS}
+    )
+
+
+def ladder(table: Table, seed: int) -> History:
+    """The default with ASHA."""
+    return ours(table, seed, changes={"scheduler": Asha()})
 
 
 def unaware(table: Table, seed: int) -> History:
@@ -248,8 +129,5 @@ def unaware(table: Table, seed: int) -> History:
     return ours(table, seed, raising=True)
 
 
-Arm = Callable[[Table, int], History]
-"""One repetition of a way to search."""
-OURS: Mapping[str, Arm] = {"default": default, "unaware": unaware}
-PLAIN: Mapping[str, Arm] = {"grid": grid, "random": rand, "hyperopt": hyperopt, "optuna": optuna}
+OURS: Mapping[str, Arm] = {"default": default, "unaware": unaware, "ladder": ladder, "model": model}
 ARMS: Mapping[str, Arm] = {**OURS, **PLAIN}

@@ -10,22 +10,21 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
-from tests.emulator.simulation import arms, controller, judge, luck, study, trials
-from tests.emulator.simulation import table as tables
-from tests.emulator.simulation.arms import ARMS, OURS, PLAIN
+from tests.emulator.simulation import controller, judge, luck, plain, trials
+from tests.emulator.simulation import study as studies
+from tests.emulator.simulation.arms import ARMS, OURS
+from tests.emulator.simulation.plain import PLAIN
 from tests.emulator.simulation.study import World, load_study, study_names
-from tests.emulator.simulation.table import CACHE, Table, exhaustive
+from tests.emulator.simulation.table import CACHE, Table, code, exhaustive
 
 SEEDS = 20
-CRASHING = 0.2
-"""Studies of which at least this share fails show what failures cost."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ Results = Mapping[tuple[str, str], Sequence[Result]]
 """By study and arm."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def table(name: str) -> Table:
     return exhaustive(World.of(load_study(name)))
 
@@ -77,8 +76,8 @@ def repetition(name: str, arm: str, seed: int) -> Result:
 
 
 def _key(found: Table) -> str:
-    modules = (arms, controller, judge, luck, study, trials)
-    parts = [found.key, found.world.study.model_dump_json(), *(Path(m.__file__ or "").read_text() for m in modules)]
+    modules = (controller, judge, luck, plain, studies, trials)
+    parts = [found.key, found.world.study.model_dump_json(), *(code(Path(m.__file__ or "")) for m in modules)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
@@ -107,20 +106,30 @@ def hours(results: Sequence[Result]) -> str:
     return f"{mark}{median(spent):.1f} [{low:.1f}-{high:.1f}]" + (f" {missed} missed" if missed else "")
 
 
-def show(results: Results) -> None:
-    """A line for each study and arm; this program's with their ratios to the grid and to the best plain searcher."""
+COLUMNS = f"{'GPU-hours to the best (quartiles)':36} {'/grid':>7} {'/plain':>7} {'lost':>6} {'regret':>7} {'trials':>6}"
+
+
+def lines(results: Results) -> Iterator[str]:
+    """One for each study and arm; this program's with their ratios to the grid and to the best plain searcher."""
     names = list(dict.fromkeys(arm for _, arm in results))
-    print(f"{'':4}{'arm':20} {'GPU-hours to the best (quartiles)':36} {'/grid':>7} {'/plain':>7} {'lost':>6} {'regret':>7} {'trials':>6}")
+    yield f"{'':4}{'arm':12} {COLUMNS}"
     for name in dict.fromkeys(study for study, _ in results):
-        print(f"{name}: {table(name).world.study.description}")
+        yield f"{name}: {table(name).world.study.description}"
         middle = {arm: median(r.at_least for r in results[name, arm]) for arm in names}
-        plain = [middle[arm] for arm in names if arm in PLAIN and arm != "grid"]
+        best = min((middle[arm] for arm in names if arm in PLAIN and arm != "grid"), default=None)
         for arm in names:
+            ratios = [_ratio(middle[arm], other) if arm in OURS else "" for other in (middle.get("grid"), best)]
             found = results[name, arm]
-            ratios = [middle[arm] / middle["grid"] if "grid" in names else None, middle[arm] / min(plain) if plain else None]
-            shown = "".join(f" {ratio:7.1%}" if ratio is not None and arm in OURS else f" {'':7}" for ratio in ratios)
-            lost, regret = median(r.lost for r in found), median(r.regret for r in found)
-            print(f"{'':4}{arm:20} {hours(found):36}{shown} {lost:6.1%} {regret:7.1%} {median(r.trials for r in found):6.0f}")
+            yield f"{'':4}{arm:12} {hours(found):36} {ratios[0]:>7} {ratios[1]:>7} {_rest(found)}"
+
+
+def _ratio(ours: float, other: float | None) -> str:
+    return "" if other is None else f"{ours / other:.1%}"
+
+
+def _rest(found: Sequence[Result]) -> str:
+    lost, regret = median(r.lost for r in found), median(r.regret for r in found)
+    return f"{lost:6.1%} {regret:7.1%} {median(r.trials for r in found):6.0f}"
 
 
 def main(words: Sequence[str]) -> None:
@@ -134,5 +143,8 @@ def main(words: Sequence[str]) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("ray").setLevel(logging.ERROR)
     begun = time.monotonic()
-    show(run(said.studies, said.arms, said.seeds, said.jobs))
-    print(f"{said.seeds} seeds, {time.monotonic() - begun:.0f} s", file=sys.stderr)
+    results: dict[tuple[str, str], list[Result]] = {}
+    for name in said.studies:
+        results |= run([name], said.arms, said.seeds, said.jobs)
+        sys.stderr.write(f"{name}: {said.seeds} seeds, {time.monotonic() - begun:.0f} s\n")
+    sys.stdout.write("\n".join(lines(results)) + "\n")

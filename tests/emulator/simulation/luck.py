@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from functools import cached_property
 
-from raytune_autotuner.records import Rung, config_hash, Parameters
+from raytune_autotuner.records import Parameters, Rung, config_hash
 from tests.emulator.simulation.study import World
 
 TAU = 2 * math.pi

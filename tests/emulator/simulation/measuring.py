@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raytune_autotuner.engines import classify
 from raytune_autotuner.errors import FailureClass
@@ -59,24 +59,21 @@ def measure(world: World, parameters: Parameters) -> Row:
     gpus = world.gpus(parameters)
     try:
         engine = model.start(still, world.engine.name, world.values(parameters), gpus=gpus)
-    except EngineFailure as failure:
-        return Row(gpus, _failing_s(world, failure), failure=_class(world, failure), hangs=failure.hang, reason=_reason(failure))
+    except EngineFailure as error:
+        return _broken(world, Row(gpus, _failing_s(world, error)), error)
     rungs: list[Fact] = []
     for rung in world.rungs:
         loads, failure = _loads(world, engine, rung)
         duration_s = rung.repeats * sum(load.duration_s for load in loads)
         if failure:
-            return Row(gpus, engine.load_s, tuple(rungs), _class(world, failure), duration_s, failure.hang, _reason(failure))
+            return _broken(world, Row(gpus, engine.load_s, tuple(rungs), failing_s=duration_s), failure)
         rungs.append(_fact(loads, rung, duration_s, Context(gpus, world.task.optimization)))
     return Row(gpus, engine.load_s, tuple(rungs))
 
 
-def _class(world: World, failure: EngineFailure) -> FailureClass:
-    return "not_ready" if failure.hang else classify(world.engine, failure.message, 1).kind
-
-
-def _reason(failure: EngineFailure) -> str:
-    return re.sub(r"[0-9.]+", "#", failure.message)
+def _broken(world: World, row: Row, failure: EngineFailure) -> Row:
+    kind = "not_ready" if failure.hang else classify(world.engine, failure.message, 1).kind
+    return replace(row, failure=kind, hangs=failure.hang, reason=re.sub(r"[0-9.]+", "#", failure.message))
 
 
 def _failing_s(world: World, failure: EngineFailure) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from pydantic import Field
 from raytune_autotuner.engines import Engine, gpu_count, load_engine
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.planning.space import Space
-from raytune_autotuner.records import Parameters, Rung
+from raytune_autotuner.records import Parameters, Rung, config_hash
 from raytune_autotuner.task.spec import Asha, Task, parse_task
 from tests.emulator.engine.arguments import parse
 from tests.emulator.engine.profile import Part, Profile, load_profile
@@ -42,9 +42,13 @@ class Study(Part):
     nodes: dict[str, int] = Field(description="GPUs by node; names that the profile's noise knows run slower")
     at_once: int = Field(4, gt=0, description="trials, for every arm")
     costs: Costs = Costs()
-    rung_cv: float = Field(0.01, ge=0, description="noise of the last rung; a shorter one has more, as its requests are fewer")
+    rung_cv: float = Field(
+        0.01, ge=0, description="noise of the last rung; a shorter one has more, as its requests are fewer"
+    )
     plain_trials: int = Field(200, gt=0, description="budget of the arms without a ladder, but of the grid")
-    crashes: tuple[float, float] = Field((0.0, 1.0), description="between which shares of the space fail, to be checked")
+    crashes: tuple[float, float] = Field(
+        (0.0, 1.0), description="between which shares of the space fail, to be checked"
+    )
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,8 @@ class World:
     profile: Profile
     task: Task
     engine: Engine
+    counts: dict[str, int] = field(default_factory=dict)
+    """GPUs by configuration, once they were worked out."""
 
     @classmethod
     def of(cls, study: Study) -> World:
@@ -75,7 +81,9 @@ class World:
     @cached_property
     def today(self) -> Values:
         """What the runtime's own flags say."""
-        return parse(self.engine.name, ["--model-path" if self.engine.name == "sglang" else "--model", "m", *self.args]).values
+        return parse(
+            self.engine.name, ["--model-path" if self.engine.name == "sglang" else "--model", "m", *self.args]
+        ).values
 
     @property
     def args(self) -> tuple[str, ...]:
@@ -88,7 +96,10 @@ class World:
         return {**kept, **said}
 
     def gpus(self, parameters: Parameters) -> int:
-        return gpu_count(self.engine, parameters, self.args)
+        name = config_hash(parameters)
+        if name not in self.counts:
+            self.counts[name] = gpu_count(self.engine, parameters, self.args)
+        return self.counts[name]
 
 
 def load_study(name_or_path: str | Path) -> Study:

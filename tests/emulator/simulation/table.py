@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import hashlib
 import json
@@ -59,12 +60,17 @@ class Table:
         sources = [*sorted(Path(model.__file__).parent.glob("*.py"))]
         sources += [Path(module.__file__ or "") for module in (measuring, metrics, objectives)]
         study = self.world.study.model_dump_json(include={"name", "profile", "task"})
-        parts = [study, self.world.profile.model_dump_json(), *(path.read_text() for path in sources)]
+        parts = [study, self.world.profile.model_dump_json(), *(code(path) for path in sources)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     @property
     def sign(self) -> int:
         return 1 if OBJECTIVES[self.world.task.optimization.objective].direction == "min" else -1
+
+
+def code(path: Path) -> str:
+    """What a file does, whatever its layout and comments."""
+    return ast.dump(ast.parse(path.read_text()))
 
 
 def exhaustive(world: World, cache: Path = CACHE) -> Table:

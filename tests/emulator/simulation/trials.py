@@ -10,8 +10,8 @@ from raytune_autotuner.objectives import OBJECTIVES
 from raytune_autotuner.proposal import Proposal, report
 from raytune_autotuner.records import Outcome, Phase, Rung, Score
 from tests.emulator.simulation.luck import Luck
-from tests.emulator.simulation.study import World
 from tests.emulator.simulation.measuring import Fact, Row
+from tests.emulator.simulation.study import World
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,11 @@ class SimulatedTrial:
             self.outcome = "infeasible"
             seconds["idle"] = costs.notice_s
         else:
-            self.scores.append(self._score(fact, self._slowness * luck.reading(self.proposal.parameters, self.proposal.trial.repeat, rung)))
+            self.scores.append(
+                self._score(
+                    fact, self._slowness * luck.reading(self.proposal.parameters, self.proposal.trial.repeat, rung)
+                )
+            )
             self.outcome = "completed" if len(self.scores) == len(self.rungs) else None
         self._cut(seconds, now_s)
         if self.outcome:

@@ -11,13 +11,13 @@ from raytune_autotuner.engines import load_engine
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.search.beliefs import logarithm
-from raytune_autotuner.search.causes import Causes
-from raytune_autotuner.search.encoding import Encoding, neighbours, spread
 from raytune_autotuner.search.knowledge import WORST
-from raytune_autotuner.search.model import ModelSource
-from raytune_autotuner.search.process import Kernel, Process, log_improvement
 from raytune_autotuner.task.spec import parse_task
+from tests.emulator.simulation.candidate.beliefs import logarithm
+from tests.emulator.simulation.candidate.causes import Causes
+from tests.emulator.simulation.candidate.encoding import Encoding, neighbours, spread
+from tests.emulator.simulation.candidate.model import ModelSource
+from tests.emulator.simulation.candidate.process import Kernel, Process, log_improvement
 
 PARAMETERS: dict[str, Any] = {
     "tp_size": {"type": "choice", "values": [1, 2, 4]},

@@ -28,7 +28,7 @@ from tests.emulator.api.etcd import Change
 from tests.emulator.cluster import Emulator
 from tests.emulator.cluster import Node as KubernetesNode
 from tests.ome_cluster import crds, objects
-from tests.ray_cluster import ROOT, RayCluster, ray_cluster
+from tests.ray_cluster import HEAD, ROOT, RayCluster, ray_cluster
 from tests.ray_cluster import Node as RayNode
 from tests.waiting import until
 
@@ -39,7 +39,6 @@ GPU = "nvidia.com/gpu"
 RUNG_S = 0.7
 END_S = 180.0
 """How long a driver may take to end in order, or to notice that its cluster is gone."""
-STARTS = 3
 IMPATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}
 """How long Ray's processes live on without their head; by default a minute."""
 KUBERNETES_S_PER_S = 60.0
@@ -115,18 +114,13 @@ class World:
         self.ray = self._stack.enter_context(ray_cluster(*map(_ray_node, NODES), env=self._env))
 
     def restart_cluster(self) -> None:
-        self._stack.close()
-        self.start_cluster()
+        for name in list(self.ray.nodes):
+            self.ray.kill(name)
+        self.ray.start(HEAD, *map(_ray_node, NODES))
 
     def restart_node(self, name: str) -> None:
-        """Ray does not come up every time on a machine that is very busy, so it gets a few attempts."""
-        for left in reversed(range(STARTS)):
-            self.ray.kill(name)
-            try:
-                return self.ray.start(_ray_node(name))
-            except AssertionError:
-                if not left:
-                    raise
+        self.ray.kill(name)
+        self.ray.start(_ray_node(name))
 
     def start_driver(self) -> None:
         self.started_at = utc_now()

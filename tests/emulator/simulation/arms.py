@@ -11,10 +11,10 @@ from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Parameters, TrialId, TrialRecord
 from raytune_autotuner.search import Limits, Proposer, RandomSource, Source, make_scheduler, make_source
-from raytune_autotuner.search.model import ModelSource
-from raytune_autotuner.search.promotion import JudgedLadder
 from raytune_autotuner.task.spec import Asha, Optimization, Task
 from raytune_autotuner.verdict import Ask
+from tests.emulator.simulation.candidate.model import ModelSource
+from tests.emulator.simulation.candidate.promotion import JudgedLadder
 from tests.emulator.simulation.controller import History
 from tests.emulator.simulation.plain import PLAIN, Arm, play, too_large
 from tests.emulator.simulation.study import World

@@ -10,7 +10,7 @@ from scipy.stats import qmc
 
 from raytune_autotuner.planning.space import Dimension, Point, Space, coordinate, is_ordered
 from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.search.process import Array
+from tests.emulator.simulation.candidate.process import Array
 
 LEFT_OUT = -1.0
 MOVES = 9

@@ -14,10 +14,10 @@ import numpy as np
 
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.search.beliefs import WHOLE, Beliefs, Trying
-from raytune_autotuner.search.encoding import Encoding, neighbours, spread
 from raytune_autotuner.search.knowledge import WORST
-from raytune_autotuner.search.process import Array
+from tests.emulator.simulation.candidate.beliefs import WHOLE, Beliefs, Trying
+from tests.emulator.simulation.candidate.encoding import Encoding, neighbours, spread
+from tests.emulator.simulation.candidate.process import Array
 
 DRAWS, PARENTS, PAIRS = 800, 6, 40
 """Candidates: random ones, and the neighbours of the best with one parameter changed, or two (so many for each)."""

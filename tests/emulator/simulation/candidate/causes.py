@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from raytune_autotuner.search.process import Array
+from tests.emulator.simulation.candidate.process import Array
 
 SINGLE = 0.5
 """Prior that a single condition is the cause; the rest is shared by the pairs."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import log_ndtr
 
-from raytune_autotuner.search.causes import Causes
-from raytune_autotuner.search.process import Array, Kernel, Process, log_improvement
+from tests.emulator.simulation.candidate.causes import Causes
+from tests.emulator.simulation.candidate.process import Array, Kernel, Process, log_improvement
 
 WHOLE = 0
 """Rungs left after the last one."""

@@ -97,9 +97,9 @@ class Ome:
     @contextmanager
     def held(self, experiment: str, holder: str, open: Collection[TrialId]) -> Iterator[Ome]:
         cluster, namespace = self.cluster(), self.settings.namespace
-        recovery.remove(cluster, recovery.find_orphans(cluster, namespace), Deadline.after(SWEEP_S))
-        with Anchor.create(cluster, namespace, experiment, holder) as anchor:
+        with Anchor.create(cluster, namespace, experiment, holder) as anchor:  # first, or its own would be orphans
             try:
+                recovery.remove(cluster, recovery.find_orphans(cluster, namespace), Deadline.after(SWEEP_S))
                 recovery.sweep(anchor, Deadline.after(SWEEP_S), open)
                 owner = anchor.owner_reference()
                 yield replace(self, settings=replace(self.settings, owner=owner), experiment=experiment)

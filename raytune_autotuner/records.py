@@ -61,6 +61,8 @@ class Endpoint:
     metrics_url: str | None = None
     adopted: bool = False
     """Whether it was there already, left by a worker that is gone."""
+    leftover: bool = False
+    """Whether such a worker had left anything, adopted or removed, which held its GPUs until now."""
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ class Trial:
         self._deadline = Deadline.after(job.timeout_s)
         self._clock = Clock(_with(before.phases if before else {}, "queue", job.queued_s))
         self._started_at = before.started_at if before else utc_now()
-        self._unattended_since = before.updated_at if before else ""
+        self._unattended_s = seconds_since(before.updated_at) if before else 0.0
         self._endpoint: Endpoint | None = None
         self._argv = job.deployment.argv
         self._info: Mapping[str, Any] = {}
@@ -186,8 +186,9 @@ class Trial:
         self._announce("deploy", "")
         self._benchmark.prepare()
         endpoint = self._backend.start(self.job.deployment, self._deadline, self._announce)
-        if endpoint.adopted:  # it held its GPUs while nobody used it
-            self._clock.add("idle", seconds_since(self._unattended_since))
+        if endpoint.leftover:  # it held its GPUs while nobody used it
+            self._clock.add("idle", self._unattended_s)
+            self._unattended_s = 0.0
         self._folder.save_endpoint(self.job.trial, endpoint)
         self._take_in(endpoint)
         self._warm_up(endpoint)

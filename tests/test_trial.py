@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from raytune_autotuner.backends import Deployment
 from raytune_autotuner.engines import load_engine
+from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import Load, Parameters, Rung, TrialId, config_hash
 from raytune_autotuner.storage import ExperimentFolder, Storage
@@ -192,3 +194,49 @@ def test_the_clock_charges_each_second_once() -> None:
     assert clock.seconds["client"] == 0.25
     assert clock.seconds["queue"] == 1.0
     assert sum(clock.seconds.values()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_trial_that_was_cut_short_goes_on(tmp_path: Path) -> None:
+    """With the rungs that were measured, what was spent, and what a leftover of it held meanwhile."""
+    first, _, _ = make_trial(tmp_path)
+    first.step()
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    (state,) = folder.states()
+    earlier = "2026-01-01T00:00:00.000+00:00"
+    folder.save_state(replace(state, phase="queue", updated_at=earlier, phases={"load": 100.0}))
+    second, backend, benchmark = make_trial(tmp_path)
+    backend.leftover = True
+    record = run(second)
+    assert (record.outcome, [r.rung for r in record.rungs]) == ("completed", [0, 1])
+    assert benchmark.journal == ["rung -1", "rung 1"]
+    assert record.started_at == state.started_at
+    assert record.phases["load"] >= 100.0
+    assert record.phases["idle"] > 1000.0
+
+
+def test_a_trial_that_is_measured_already_is_not_deployed_again(tmp_path: Path) -> None:
+    """Its worker died between the last rung and the record; what it left behind is ended."""
+    first, _, _ = make_trial(tmp_path)
+    first.step()
+    first._retrying(RUNGS[1])
+    second, backend, benchmark = make_trial(tmp_path)
+    record = run(second)
+    assert (record.outcome, len(record.rungs)) == ("completed", 2)
+    assert record.score is not None
+    assert backend.journal == ["stop"]
+    assert benchmark.journal == []
+    assert record.engine_info == {"speed": 1}
+
+
+def test_a_storage_that_fails_ends_the_engine_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be written, but nothing is left running."""
+    trial, backend, _ = make_trial(tmp_path)
+    trial.step()
+
+    def full(self: Storage, path: str, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Storage, "_write_local", full)
+    with pytest.raises(StorageFault, match="No space left"):
+        trial.step()
+    assert not backend.running

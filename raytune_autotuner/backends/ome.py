@@ -85,8 +85,7 @@ class OmeBackend:
         (deployment.folder / MANIFEST).write_text(to_yaml(service), encoding="utf-8")
         with _refusals_mean(f"the service {self._settings.namespace}/{self._name}"):
             adopted = self._is_there_already(service)
-            if not adopted:
-                self._remove_leftover(self._name, deployment.experiment, deadline)
+            leftover = adopted or self._remove_leftover(self._name, deployment.experiment, deadline)
             self._ours = True
             self._observer = Observer(self._cluster, self._settings.namespace, self._name)
             if not adopted:
@@ -106,6 +105,7 @@ class OmeBackend:
             argv=self._real_argv(self._observer.view) or full_argv(self._settings, deployment),
             metrics_url=url + metrics.path if metrics else None,
             adopted=adopted,
+            leftover=leftover,
         )
 
     def check(self) -> None:
@@ -157,15 +157,17 @@ class OmeBackend:
         found = self._cluster.get(INFERENCE_SERVICE, self._name, self._settings.namespace)
         return found is not None and is_same(found, service) and not _is_going(found) and _is_ready(found)
 
-    def _remove_leftover(self, name: str, experiment: str, deadline: Deadline) -> None:
-        """A crash may have left a service of this name, or its pods."""
+    def _remove_leftover(self, name: str, experiment: str, deadline: Deadline) -> bool:
+        """A crash may have left a service of this name, or its pods; whether it had."""
         namespace = self._settings.namespace
         for thing in remains(self._cluster, namespace, name):
             owner = (thing["metadata"].get("labels") or {}).get(anchor.EXPERIMENT)
             if owner != anchor.labels(experiment)[anchor.EXPERIMENT]:
                 what = f"{thing['kind']} {namespace}/{thing['metadata']['name']}"
                 raise EnvironmentFault(f"{what} is in the way and is not this experiment's: rename or delete it")
-            return remove(self._cluster, namespace, name, deadline.sooner(self._settings.teardown_s))
+            remove(self._cluster, namespace, name, deadline.sooner(self._settings.teardown_s))
+            return True
+        return False
 
     def _await_ready(self, observer: Observer, deadline: Deadline, progress: Progress) -> None:
         """Follow the service until it says that it is ready; every stage has a deadline of its own."""

@@ -1,4 +1,4 @@
-"""The driver of an experiment that is going to be killed: ``python -m tests.chaos.driver ORDER.json [--resume]``.
+"""The driver of an experiment that is going to be killed: ``python -m tests.chaos.driver ORDER [--resume [--force]]``.
 
 All of it is the real thing but for the benchmark, which needs no client and has no noise: it holds the engine for a
 while and works out its metrics from what the running engine says of itself.
@@ -171,7 +171,7 @@ def _values(thing: Any) -> dict[str, Any]:
 def main(file: str, *flags: str) -> int:
     setup = make_setup(Order(**json.loads(Path(file).read_text(encoding="utf-8"))))
     options = Options(Path(file).with_name("answer.json"))
-    options = replace(options, resume="--resume" in flags, force="--resume" in flags)
+    options = replace(options, resume="--resume" in flags, force="--force" in flags)
     try:
         results = experiment.run(setup, options)
     except (EnvironmentFault, TransientError) as error:

@@ -87,6 +87,8 @@ class Campaign:
         self.world = world
         self.watch = Watch(world)
         self.struck: list[Struck] = []
+        self.rival: int | None = None
+        """The exit code of a second driver, begun while the first one was alive."""
         self._tell = tell
         self._rng = random.Random(seed + 1)
         self._began = time.monotonic()
@@ -94,6 +96,8 @@ class Campaign:
     def run(self, kills: Sequence[Kill]) -> None:
         """Begin the experiment, kill, and resume after each kill that ended the driver; then let it come to its end."""
         self.world.start_driver()
+        until(lambda: self._over() or self._is_under_way(), START_S)
+        self.rival = self.world.run_driver("--resume").wait(END_S)
         for kill in kills:
             self.struck.append(self._carry_out(kill))
             self._tell(len(self.struck), self.struck[-1])

@@ -21,6 +21,8 @@ from tests.chaos.world import World
 from tests.ome_cluster import NAMESPACE
 
 PER_TRIAL_S = 1.0
+"""A trial's clock starts when it asks for its service and ends when it sees that the pods are gone, so it should show
+more than they held; this is for the rounding of both clocks and one interval between two looks."""
 KINDS = ("InferenceService", "BenchmarkJob", "Pod", "Deployment", "Job", "ConfigMap")
 
 

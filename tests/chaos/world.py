@@ -124,7 +124,7 @@ class World:
 
     def start_driver(self) -> None:
         self.started_at = utc_now()
-        self.drivers.append(self.run_driver(*(["--resume"] if self.drivers else [])))
+        self.drivers.append(self.run_driver(*(["--resume", "--force"] if self.drivers else [])))
 
     def run_driver(self, *flags: str) -> subprocess.Popen[bytes]:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}

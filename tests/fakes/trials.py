@@ -92,13 +92,20 @@ class FakeBackend:
     faults: Faults
     journal: list[str] = field(default_factory=list)
     running: bool = False
+    leftover: bool = False
 
     def start(self, deployment: Deployment, deadline: Deadline, progress: Progress) -> Endpoint:
         self.journal.append("start")
         progress("load", "the model")
         self.running = True
         self.faults.at("start")
-        return Endpoint("http://127.0.0.1:1", deployment.served_name, info={"speed": 1}, argv=deployment.argv)
+        return Endpoint(
+            "http://127.0.0.1:1",
+            deployment.served_name,
+            info={"speed": 1},
+            argv=deployment.argv,
+            leftover=self.leftover,
+        )
 
     def check(self) -> None:
         self.journal.append("check")

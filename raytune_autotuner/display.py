@@ -22,7 +22,8 @@ from raytune_autotuner.records import Parameters, Score, TrialRecord, TrialState
 from raytune_autotuner.results import Ledger, Results, was_stopped_early
 from raytune_autotuner.storage import ExperimentFolder
 
-POLL_S = 0.5
+POLL_S, REMOTE_POLL_S = 0.5, 5.0
+"""How often the folder is looked at; on an object store every file is a request."""
 JOIN_S = 10.0
 SHOWN_TRIALS = 30
 LOG_WIDTH = 160
@@ -52,17 +53,43 @@ def progress(
         thread.join(JOIN_S)
 
 
+class _Course:
+    """The trials of an experiment over time. Those that are over for good are read once."""
+
+    def __init__(self, folder: ExperimentFolder) -> None:
+        self._folder = folder
+        self._over: dict[str, TrialState] = {}
+        self.pause_s = POLL_S if folder.root.is_local else REMOTE_POLL_S
+
+    def states(self) -> list[TrialState]:
+        """In the order of proposal."""
+        found = [self._over.get(name) or self._folder.state(name) for name in self._folder.trial_names()]
+        states = sorted((state for state in found if state), key=lambda state: state.number)
+        self._over = {state.trial.name: state for state in states if state.outcome in ("completed", "infeasible")}
+        return states
+
+
 def _live(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event, begun: float) -> None:
+    course = _Course(folder)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
-        while not over.wait(POLL_S):
-            live.update(_board(folder.states(), planned, time.monotonic() - begun))
+        while not over.wait(course.pause_s):
+            board = _board(course.states(), planned, time.monotonic() - begun)
+            waiting = [Text(f"{trial} waits: {why}", style="dim") for trial, why in folder.waiting().items()]
+            live.update(Group(board, *waiting))
 
 
 def _lines(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event, begun: float) -> None:
+    course = _Course(folder)
     seen: dict[str, tuple[str, str, int]] = {}
+    told: dict[str, str] = {}
     while True:
-        last_look = over.wait(POLL_S)
-        for state in folder.states():
+        last_look = over.wait(course.pause_s)
+        waiting = folder.waiting()
+        for trial, why in waiting.items():
+            if told.get(trial) != why:
+                console.print(f"{trial} waits: {why}", markup=False, highlight=False, soft_wrap=True)
+        told = waiting
+        for state in course.states():
             now = (state.phase, state.detail, state.rung)
             if seen.get(state.trial.name) != now:
                 seen[state.trial.name] = now

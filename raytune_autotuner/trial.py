@@ -251,7 +251,11 @@ class Trial:
     def _unused(self, name: str) -> str:
         """A folder of this name, or the next one when an attempt before this has left something there."""
         attempts = chain([name], (f"{name}-attempt-{n}" for n in count(2)))
-        return next(each for each in attempts if not self._folder.root.exists(f"trials/{self.job.trial.name}/{each}"))
+        return next(each for each in attempts if not self._is_there(each))
+
+    def _is_there(self, name: str) -> bool:
+        here = (self.job.deployment.folder / name).exists()
+        return here or self._folder.root.exists(f"trials/{self.job.trial.name}/{name}")
 
     @contextmanager
     def _workdir(self, name: str) -> Iterator[Path]:

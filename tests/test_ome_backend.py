@@ -153,6 +153,7 @@ class TestLife:
         before = identities(cluster)
         again = start(make(), deployment(cluster, tmp_path / "b"))
         assert (first.adopted, again.adopted) == (False, True)
+        assert (first.leftover, again.leftover) == (False, True)
         assert identities(cluster) == before
         assert again.argv == first.argv
 
@@ -168,7 +169,7 @@ class TestLife:
         more = {"labels": {"team": "new"}} if change == "owner" else {}
         other = replace(wanted, argv=(*wanted.argv, "--random-seed", "5")) if change == "flags" else wanted
         endpoint = start(make(**more), other)
-        assert not endpoint.adopted
+        assert (endpoint.adopted, endpoint.leftover) == (False, True)
         assert not set(identities(cluster)) & set(before)
 
     def test_what_is_not_needed_any_more_is_removed(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
@@ -37,6 +38,7 @@ OPEN_S = 30.0
 """How long a way to a service that is ready is looked for."""
 ASIDE_S = 5.0
 """The patience of calls that only add to what is known."""
+LAST_WORDS_S = 1.0
 REQUEST_TIMEOUT_S = 10.0
 """The health check of SGLang generates a token."""
 NODE_CHECK_S = 5.0
@@ -217,7 +219,7 @@ class OmeBackend:
             raise TransientError(found.reason)
         if found.cause in LASTING:
             raise EnvironmentFault(found.reason)
-        tail = self._tail(found.pod, found.container, found.restarted)
+        tail = self._last_words(found)
         if found.cause == "oom_killed":
             raise TrialInfeasible("out_of_memory", found.reason, tail, "the container needs a higher memory limit")
         if found.cause == "probe":
@@ -237,6 +239,13 @@ class OmeBackend:
                 if text:
                     return text
         return ""
+
+    def _last_words(self, found: Diagnosis) -> str:
+        """The log of what has just ended, which may take a moment to be there."""
+        patience = Deadline.after(LAST_WORDS_S)
+        while not (tail := self._tail(found.pod, found.container, found.restarted)) and not patience.expired:
+            time.sleep(HEALTH_INTERVAL_S)
+        return tail
 
     def _main(self, view: View) -> tuple[str, str]:
         """Whose log tells most when nothing has failed: the engine's."""

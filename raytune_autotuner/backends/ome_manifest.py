@@ -164,7 +164,9 @@ def is_same(found: Manifest, meant: Manifest) -> bool:
     """
     metadata = found["metadata"]
     said = (metadata.get("annotations") or {}).get(DIGEST)
-    return bool(metadata.get("generation") == 1 and said == meant["metadata"]["annotations"][DIGEST])
+    labelled = (metadata.get("labels") or {}).items() >= (meant["metadata"].get("labels") or {}).items()
+    untouched = bool(metadata.get("generation") == 1 and labelled)
+    return untouched and bool(said == meant["metadata"]["annotations"][DIGEST])
 
 
 def _digest(service: Manifest) -> str:

@@ -130,6 +130,48 @@ def driver(
     return Driver(proposer, gate)
 
 
+class OnePlace:
+    """A queue with room for one trial at a time."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Proposal] = []
+        self.busy = False
+
+    def wants_more(self) -> bool:
+        return not self.busy
+
+    def add(self, proposal: Proposal) -> None:
+        self.waiting.append(proposal)
+
+    def start(self) -> Proposal | None:
+        if self.busy or not self.waiting:
+            return None
+        self.busy = True
+        return self.waiting.pop(0)
+
+    def has_other_place(self, proposal: Proposal) -> bool:
+        return False
+
+    def release(self, proposal: Proposal, *, elsewhere: bool = False) -> None:
+        self.busy = False
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+
+def test_nothing_is_proposed_before_it_can_start() -> None:
+    """A model that is asked later knows more."""
+    spy, queue = Spy([{"a": 1}, {"a": 2}]), OnePlace()
+    gate = Fence()
+    d = Driver(Proposer(spy, fallback=None, limits=Limits(9), gate=gate, queue=queue), gate)
+    name, _ = d.ask()
+    assert d.proposer.suggest("early") is None
+    assert spy.asked == []
+    d.end(name, [1.0, 1.0])
+    d.ask()
+    assert len(spy.asked) == 1
+
+
 def test_the_baseline_comes_first_and_the_search_after_it() -> None:
     """With numbers in order of proposal."""
     d = driver(Spy([{"a": 1}, {"a": 2}]))

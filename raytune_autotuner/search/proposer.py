@@ -166,9 +166,10 @@ class Proposer(Searcher):
         """Tune's question; ``None`` means ask again later."""
         if self._gate.stop_requested():
             return Searcher.FINISHED
-        while self._queue.wants_more() and (proposal := self._next()) is not None:
-            self._queue.add(proposal)
         started = self._queue.start()
+        while started is None and self._queue.wants_more() and (proposal := self._next()) is not None:
+            self._queue.add(proposal)  # no earlier than it can be used: what is proposed later knows more
+            started = self._queue.start()
         if started is None:
             return None if self._running or len(self._queue) else Searcher.FINISHED
         self._running[trial_id] = started

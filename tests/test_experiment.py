@@ -174,7 +174,7 @@ def test_an_experiment_goes_on_after_the_driver_was_killed(tmp_path: Path) -> No
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, str(tmp_path)], env={**os.environ, "PYTHONPATH": "."})
     folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
     try:
-        until(lambda: any(s.phase == "benchmark" and s.rung == 1 and s.number > 0 for s in folder.states()), seconds=90)
+        until(lambda: folder.records() and any(s.rung == 1 and s.number > 0 for s in folder.states()), seconds=90)
     finally:
         process.kill()
         process.wait()

@@ -150,6 +150,7 @@ class FakeSetup(Setup):
     """Real experiments over fake trials; ``baseline_speed`` is what the runtime's own flags give."""
 
     baseline_speed: float = 2.0
+    trial_timeout_s: float = 60.0
 
     @contextmanager
     def shared_client(self, scratch: Path) -> Iterator[Path | None]:
@@ -164,7 +165,7 @@ class FakeSetup(Setup):
             rungs=self.rungs[-1:] if trial.purpose == "confirm" else self.rungs,
             warmup_requests=1,
             context=Context(0, self.task.optimization),
-            timeout_s=60,
+            timeout_s=self.trial_timeout_s,
             queued_s=queued_s,
         )
         faults = Faults(str(parameters.get("fault", "")))

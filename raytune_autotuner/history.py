@@ -26,11 +26,12 @@ def is_over(record: TrialRecord) -> bool:
 def take_up(folder: ExperimentFolder, died_at: datetime | None) -> Past:
     """An experiment's past, with its open trials ready to be begun again.
 
-    ``died_at`` is the last sign of life of whoever ran it; what its trials did until then is charged to them.
+    ``died_at`` is the last sign of life of whoever ran it; what its trials did until then is charged to them. Without
+    one it had ended by itself, and nothing is charged beyond what it wrote.
     """
     records = {record.trial.name: record for record in folder.records()}
     ended = tuple(record for record in records.values() if is_over(record))
-    return Past(ended, tuple(_reopened(folder, records, died_at or datetime.now(timezone.utc))))
+    return Past(ended, tuple(_reopened(folder, records, died_at)))
 
 
 def searched(folder: ExperimentFolder) -> int:
@@ -38,7 +39,9 @@ def searched(folder: ExperimentFolder) -> int:
     return sum(name.startswith("search-") for name in folder.trial_names())
 
 
-def _reopened(folder: ExperimentFolder, records: dict[str, TrialRecord], died_at: datetime) -> Iterator[Proposal]:
+def _reopened(
+    folder: ExperimentFolder, records: dict[str, TrialRecord], died_at: datetime | None
+) -> Iterator[Proposal]:
     for state in folder.states():
         record = records.get(state.trial.name)
         if record is None or not is_over(record):
@@ -58,14 +61,14 @@ def over(folder: ExperimentFolder, trial: TrialId) -> TrialRecord | None:
     return None
 
 
-def reopen(folder: ExperimentFolder, state: TrialState, record: TrialRecord | None, died_at: datetime) -> None:
+def reopen(folder: ExperimentFolder, state: TrialState, record: TrialRecord | None, died_at: datetime | None) -> None:
     """Write that a trial is to go on, and what it has cost until its worker died. Can be repeated.
 
     In this order: the record goes when what it says is in the state.
     """
     if record is not None:
         phases, until = dict(record.phases), state.updated_at
-    elif state.phase == QUEUED:
+    elif state.phase == QUEUED or died_at is None:
         phases, until = dict(state.phases), state.updated_at
     else:
         phases, until = dict(state.phases), max(state.updated_at, died_at.isoformat(timespec="milliseconds"))

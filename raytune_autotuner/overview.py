@@ -126,7 +126,7 @@ def planned(folder: ExperimentFolder) -> int:
     try:
         return make_plan(*load_document(read_document(folder))).trials
     except SpecError:  # files that the task names are not on this machine
-        return 1 + task.optimization.max_iterations + 2 * task.optimization.confirm.repeats
+        return 1 + task.optimization.max_iterations + task.optimization.confirm.runs[1]
 
 
 def is_over(folder: ExperimentFolder) -> bool:

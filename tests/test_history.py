@@ -58,6 +58,15 @@ def test_what_a_dead_trial_did_until_it_died_is_charged_to_it(folder: Experiment
     assert (again.phase, again.outcome, again.phases) == ("queue", None, {"load": 5.0, "benchmark": 31.0})
 
 
+def test_an_experiment_that_ended_by_itself_is_charged_nothing_more(folder: ExperimentFolder) -> None:
+    """However long ago that was: a full disk may have kept its trials' ends from being written."""
+    folder.save_state(state("benchmark", benchmark=1.0))
+    history.take_up(folder, None)
+    again = folder.state(TRIAL.name)
+    assert again is not None
+    assert (again.phases, again.updated_at) == ({"benchmark": 1.0}, BEGUN)
+
+
 def test_taking_up_can_be_interrupted_and_repeated(folder: ExperimentFolder) -> None:
     """Nothing is charged twice."""
     folder.save_state(state("benchmark", benchmark=1.0))

@@ -35,11 +35,11 @@ def shown(plan: Plan) -> str:
 def test_simple_task() -> None:
     """The plan of the simple task shows 4 of 16 grid points."""
     p = plan()
-    assert (p.points, p.grid_points, p.trials, p.gpus) == (4, 16, 9, (1, 2))
+    assert (p.points, p.grid_points, p.trials, p.gpus) == (4, 16, 17, (1, 2))
     assert "a grid of 16 is sampled evenly: 4 points" in p.notes
     text = shown(p)
     assert "4 of 16 grid points" in text
-    assert "9: the baseline, 4 of the search, 4 to confirm the winner" in text
+    assert "at most 17: the baseline, 4 of the search, at most 12 to confirm the winner" in text
     assert "1 to 2" in text
     assert "cost" not in text
 
@@ -102,7 +102,7 @@ def test_estimates_are_bounded() -> None:
     """A trial takes no longer than its timeout, early stopping never costs more, and more at once is faster."""
     p = plan()
     assert 0 < p.trial_s[0] < p.trial_s[1] == 600
-    assert p.total_s[1] == 9 * 600
+    assert p.total_s[1] == 17 * 600
     assert (
         plan(ASHA, "benchmark.max_requests_per_iteration=2000").total_s[0]
         < (plan("benchmark.max_requests_per_iteration=2000").total_s[0])
@@ -114,7 +114,7 @@ def test_cost() -> None:
     """With a price the plan says what the GPUs cost, whatever runs at the same time."""
     p = plan("optimization.price_per_gpu_hour=2", "resources.gpus=4", "optimization.max_concurrent_trials=3")
     assert p.gpus == (4, 4)
-    assert p.gpu_hours[1] == pytest.approx(9 * 600 * 4 / 3600)
+    assert p.gpu_hours[1] == pytest.approx(17 * 600 * 4 / 3600)
     assert p.cost == pytest.approx((2 * p.gpu_hours[0], 2 * p.gpu_hours[1]))
     assert "12.00" in shown(p)
 

@@ -406,6 +406,22 @@ def test_a_trial_whose_worker_dies_is_begun_again() -> None:
     assert list(spy.told.values()) == [None]
 
 
+@pytest.mark.parametrize(("elsewhere", "begun"), [(True, ATTEMPTS), (False, 1)])
+def test_a_trial_that_fails_is_begun_again_where_there_is_another_place(elsewhere: bool, begun: int) -> None:
+    """Its last failure stands: nobody asks to have it opened again when it is not going to run."""
+    queue, gate, opened = OnePlace(), Fence(), []
+    queue.has_other_place = lambda proposal: elsewhere  # type: ignore[method-assign]
+    gate.ended = lambda trial: opened.append(trial)  # type: ignore[assignment,func-returns-value]
+    spy = Spy([{"a": 1}])
+    d = Driver(Proposer(spy, fallback=None, limits=Limits(1), gate=gate, queue=queue), gate)
+    d.end(d.ask()[0], [9.0, 9.0])
+    for _ in range(begun):
+        d.end(d.ask()[0], [], "failed")
+    assert d.finished()
+    assert len(opened) == begun - 1
+    assert list(spy.told.values()) == [None]
+
+
 def test_a_worker_that_dies_after_its_record_has_done_its_work() -> None:
     """What it wrote is told to the source, and is not measured again."""
     spy = Spy([{"a": 1}])

@@ -44,7 +44,7 @@ class Plan:
     grid_points: int | None
     """Configurations that there are; ``None`` when they are not countable."""
     trials: int
-    """Points, the baseline and the confirming runs."""
+    """Points, the baseline and the confirming runs, at most."""
     rungs: tuple[Rung, ...]
     gpus: tuple[int, int]
     """Per trial, over the configurations."""
@@ -102,7 +102,7 @@ def make_plan(task: Task, engine: Engine) -> Plan:
     points = (
         task.optimization.max_iterations if grid_points is None else min(task.optimization.max_iterations, grid_points)
     )
-    confirm = 2 * task.optimization.confirm.repeats if points else 0
+    confirm = task.optimization.confirm.runs if points else (0, 0)
     rungs = ladder(task)
     gpus = _gpus(task, engine, examples)
     trial_s, work_s = _durations(task, rungs, points, confirm)
@@ -115,7 +115,7 @@ def make_plan(task: Task, engine: Engine) -> Plan:
         strategy=task.optimization.strategy,
         points=points,
         grid_points=grid_points,
-        trials=1 + points + confirm,
+        trials=1 + points + confirm[1],
         rungs=rungs,
         gpus=gpus,
         trial_s=trial_s,
@@ -148,7 +148,7 @@ def _gpus(task: Task, engine: Engine, examples: Sequence[Parameters]) -> tuple[i
     return min(counts), max(counts)
 
 
-def _durations(task: Task, rungs: Sequence[Rung], points: int, confirm: int) -> tuple[Span, Span]:
+def _durations(task: Task, rungs: Sequence[Rung], points: int, confirm: tuple[int, int]) -> tuple[Span, Span]:
     """Seconds of one whole trial, and of all trials one after the other."""
     timeout_s = float(task.optimization.timeout_per_iteration)
     deploy = DEPLOY_S[task.backend]
@@ -160,8 +160,8 @@ def _durations(task: Task, rungs: Sequence[Rung], points: int, confirm: int) -> 
     asha = task.optimization.scheduler
     stays = [1.0 if asha == "none" else asha.reduction_factor**-n for n in range(len(rungs))]
     stopped_early = deploy[0] + sum(span[0] * share for span, share in zip(spans, stays, strict=True))
-    best = trial(0, spans) + points * min(timeout_s, stopped_early) + confirm * trial(0, spans[-1:])
-    worst = (1 + points) * trial(1, spans) + confirm * trial(1, spans[-1:])
+    best = trial(0, spans) + points * min(timeout_s, stopped_early) + confirm[0] * trial(0, spans[-1:])
+    worst = (1 + points) * trial(1, spans) + confirm[1] * trial(1, spans[-1:])
     return (trial(0, spans), trial(1, spans)), (best, worst)
 
 
@@ -242,8 +242,8 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     unit = "grid points" if plan.strategy == "grid_search" else "configurations"
     yield "points", f"{plan.points} of {plan.grid_points} {unit}" if plan.grid_points else f"{plan.points}"
     confirm = plan.trials - plan.points - 1
-    search = f", {plan.points} of the search, {confirm} to confirm the winner" if plan.points else ""
-    yield "trials", f"{plan.trials}: the baseline{search}"
+    search = f", {plan.points} of the search, at most {confirm} to confirm the winner" if plan.points else ""
+    yield "trials", f"at most {plan.trials}: the baseline{search}"
     yield "GPUs per trial", _range(*map(str, plan.gpus))
     yield "time per trial", _range(*map(duration, plan.trial_s))
     yield "time in all", _range(*map(duration, plan.total_s))

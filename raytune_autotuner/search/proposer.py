@@ -239,21 +239,22 @@ class Proposer(Searcher):
         proposal = self._running.pop(trial_id, None)
         if proposal is None:
             return
-        failed = (result or {}).get("outcome") == "failed" and self._queue.has_other_place(proposal)
-        again = (error or failed) and self._is_to_run_again(proposal)
+        may = self._begun[proposal.trial.name] < ATTEMPTS and not self._gate.stop_requested()
+        failed = (result or {}).get("outcome") == "failed" and may and self._queue.has_other_place(proposal)
+        again = (error or failed) and self._is_open(proposal) and may
         self._queue.release(proposal, elsewhere=again)
         if again:
             self._again.append(proposal)
         elif proposal.trial.purpose != "confirm":
             self._tell(proposal, "failed" if error else "stopped")
 
-    def _is_to_run_again(self, proposal: Proposal) -> bool:
-        """A worker that died takes nothing along: what it had written stands, and the rest is measured again."""
+    def _is_open(self, proposal: Proposal) -> bool:
+        """Whether a trial has no end that stands: a worker that died takes nothing along that it had written."""
         record = self._gate.ended(proposal.trial)
         if record is None:
             if proposal.trial.purpose != "confirm":
                 self._knowledge[proposal.trial.config].outcome = None
-            return self._begun[proposal.trial.name] < ATTEMPTS and not self._gate.stop_requested()
+            return True
         if proposal.trial.purpose != "confirm":
             known = self._knowledge[proposal.trial.config]
             known.losses = [rung.score.loss for rung in record.rungs]

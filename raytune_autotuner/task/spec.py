@@ -59,6 +59,11 @@ class Confirm(Model):
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval that decides between WIN and TIE")
 
+    @property
+    def runs(self) -> tuple[int, int]:
+        """Of winner and baseline together: at least, and at most."""
+        return (2 * self.repeats, 2 * max(self.repeats, self.max_repeats)) if self.repeats else (0, 0)
+
 
 Metric = str
 

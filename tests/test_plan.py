@@ -116,7 +116,7 @@ def test_cost() -> None:
     assert p.gpus == (4, 4)
     assert p.gpu_hours[1] == pytest.approx(17 * 600 * 4 / 3600)
     assert p.cost == pytest.approx((2 * p.gpu_hours[0], 2 * p.gpu_hours[1]))
-    assert "12.00" in shown(p)
+    assert "22.67" in shown(p)
 
 
 def test_strategies_and_sizes() -> None:

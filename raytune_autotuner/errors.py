@@ -28,6 +28,8 @@ FailureClass = Literal[
     "timeout",
     "constraint",
     "no_fit",
+    "pruned",
+    "quality",
     "infrastructure",
     "interrupted",
 ]

@@ -20,9 +20,9 @@ from ray import tune
 
 from raytune_autotuner import lock, sessions
 from raytune_autotuner.actor import actor_class
-from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
-from raytune_autotuner.history import over, take_up
+from raytune_autotuner.gate import ExperimentGate
+from raytune_autotuner.history import take_up
 from raytune_autotuner.packing import GpuNode
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.planning.space import Space
@@ -31,7 +31,7 @@ from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.ray_nodes import RayNodes
 from raytune_autotuner.ray_runtime import connected
-from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, TrialState
+from raytune_autotuner.records import Failure, TrialRecord, TrialState
 from raytune_autotuner.reservation import OME_GPU, RAY_GPU, Places, declared
 from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
 from raytune_autotuner.search import Limits, Past, Proposer, RandomSource, make_scheduler, make_source
@@ -40,7 +40,6 @@ from raytune_autotuner.storage import Storage
 from raytune_autotuner.telemetry import Telemetry
 from raytune_autotuner.tracking import check, complete, open_desk
 from raytune_autotuner.trial import utc_now
-from raytune_autotuner.verdict import Ask
 
 logger = logging.getLogger(__name__)
 TAKEN_OVER = 3
@@ -170,53 +169,6 @@ def _telemetry(setup: Setup) -> Telemetry:
     planned = make_plan(setup.task, setup.engine).trials
     desk = partial(open_desk, setup.folder, setup.task)
     return Telemetry(setup.folder, setup.task.task_name, planned, setup.gpus, desk)
-
-
-class ExperimentGate:
-    """What the experiment says to its search (see ``search.Gate``)."""
-
-    def __init__(self, setup: Setup, queue: PlacedQueue) -> None:
-        self._setup = setup
-        self._queue = queue
-        self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
-        self._fault: StorageFault | None = None
-
-    def problem(self, parameters: Parameters) -> str | None:
-        return self._queue.never(parameters)
-
-    def refuse(self, proposal: Proposal, reason: str) -> None:
-        self._setup.folder.save_record(
-            TrialRecord(
-                trial=proposal.trial,
-                experiment=self._setup.folder.name,
-                number=proposal.number,
-                parameters=proposal.parameters,
-                outcome="infeasible",
-                started_at=utc_now(),
-                total_rungs=len(self._setup.rungs),
-                failure=Failure("no_fit", reason),
-            )
-        )
-
-    def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
-        return self._confirmation.wanted(self._setup.folder.records(), baseline, winner)
-
-    def stop_requested(self) -> bool:
-        return self._fault is not None or self._setup.folder.stop_requested()
-
-    def ended(self, trial: TrialId) -> TrialRecord | None:
-        """When the folder cannot be written, no other trial could leave anything either: then all end."""
-        try:
-            self._setup.folder.root.probe()
-            return over(self._setup.folder, trial)
-        except StorageFault as fault:
-            self._fault = fault
-            return None
-
-    def check(self) -> None:
-        """Raise the fault that ended the search."""
-        if self._fault is not None:
-            raise self._fault
 
 
 @contextmanager

@@ -20,7 +20,8 @@ ParameterValue = str | int | float | bool | None
 Parameters = Mapping[str, ParameterValue]
 """Engine parameters by name. ``True`` is a bare flag, ``False`` and ``None`` leave the flag out."""
 
-Purpose = Literal["baseline", "search", "confirm", "single"]
+Purpose = Literal["baseline", "search", "control", "confirm", "single"]
+"""``control`` is the baseline again, in the midst of the search, to see what drifts."""
 Outcome = Literal["completed", "stopped", "infeasible", "failed"]
 Phase = Literal["queue", "deploy", "load", "client", "warmup", "benchmark", "teardown", "idle"]
 """``client`` is what the benchmark client adds to the traffic; ``idle`` is waiting for a decision."""

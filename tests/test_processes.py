@@ -252,13 +252,17 @@ def told_by_guard(folder: Path, script: str, order_to_end: bytes | None, **chang
     return told
 
 
+# a shell whose child is ended before itself must not come to the end of its script
+WAITING = "sleep 300 & while :; do wait; sleep 0.05; done"
+
+
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12, in a test runner with threads
 @pytest.mark.parametrize(
     ("script", "order", "code"),
     [
-        ("sleep 300 & wait", b"stop 5\n", -15),
+        (WAITING, b"stop 5\n", -15),
         ("trap '' TERM; while :; do sleep 0.05; done", b"stop 0\n", -9),
-        ("sleep 300 & wait", b"", -15),
+        (WAITING, b"", -15),
         ("exit 5", None, 5),
     ],
 )

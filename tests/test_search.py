@@ -15,7 +15,16 @@ from raytune_autotuner.engines import load_engine
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import BUDGET, LOSS, META, Proposal, report
-from raytune_autotuner.records import Metrics, Parameters, RungRecord, Score, TrialId, TrialRecord, config_hash
+from raytune_autotuner.records import (
+    Failure,
+    Metrics,
+    Parameters,
+    RungRecord,
+    Score,
+    TrialId,
+    TrialRecord,
+    config_hash,
+)
 from raytune_autotuner.search import (
     STRATEGIES,
     WORST,
@@ -56,15 +65,19 @@ class Spy:
 class Fence:
     """A gate that remembers what it refused."""
 
-    problem: Callable[[Parameters], str | None] = lambda parameters: None
+    problem: Callable[[Parameters], Failure | None] = lambda parameters: None
     stop: bool = False
-    refused: list[tuple[Proposal, str]] = field(default_factory=list)
+    over: str | None = None
+    refused: list[tuple[Proposal, Failure]] = field(default_factory=list)
     records: dict[str, TrialRecord] = field(default_factory=dict)
     asks: list[Sequence[Ask]] = field(default_factory=list)
     """What the verdict wants to be measured, each time that it is asked."""
 
-    def refuse(self, proposal: Proposal, reason: str) -> None:
-        self.refused.append((proposal, reason))
+    def refuse(self, proposal: Proposal, failure: Failure) -> None:
+        self.refused.append((proposal, failure))
+
+    def enough(self) -> str | None:
+        return self.over
 
     def stop_requested(self) -> bool:
         return self.stop
@@ -85,7 +98,7 @@ class Driver:
     asked: int = 0
 
     @property
-    def refused(self) -> list[tuple[Proposal, str]]:
+    def refused(self) -> list[tuple[Proposal, Failure]]:
         return self.gate.refused
 
     def ask(self) -> tuple[str, Proposal]:
@@ -120,7 +133,7 @@ def driver(
     fallback: Any = None,
     max_trials: int = 10,
     confirm_repeats: int = 0,
-    problem: Callable[[Parameters], str | None] = lambda parameters: None,
+    problem: Callable[[Parameters], Failure | None] = lambda parameters: None,
     past: Past = Past(),  # noqa: B008 - a value
 ) -> Driver:
     gate = Fence(problem, stop)
@@ -264,13 +277,24 @@ def test_a_stopped_trial_is_told_as_the_last_rung_would_have_shown_it() -> None:
     assert list(spy.told.values()) == [scalar(4.0, 0.0), scalar(6.0, 0.0)]
 
 
+def test_the_search_ends_when_it_is_enough() -> None:
+    """The budget is spent, say: no more configurations are asked for, and what is known is confirmed."""
+    spy = Spy([{"a": 1}, {"a": 2}])
+    d = driver(spy)
+    d.end(d.ask()[0], [1.0])
+    d.end(d.ask()[0], [0.5])
+    d.gate.over = "the budget is spent"
+    assert d.finished()
+    assert len(spy.asked) == 1
+
+
 def test_what_cannot_fit_is_refused_before_it_is_queued() -> None:
     """It costs a number and a record, no GPU."""
     spy = Spy([{"gpus": 16}, {"gpus": 1}])
-    d = driver(spy, problem=lambda p: "too wide" if p.get("gpus") == 16 else None)
+    d = driver(spy, problem=lambda p: Failure("no_fit", "too wide") if p.get("gpus") == 16 else None)
     d.ask()
     assert d.ask()[1].parameters == {"gpus": 1}
-    assert [(p.parameters, p.number, reason) for p, reason in d.refused] == [({"gpus": 16}, 1, "too wide")]
+    assert [(p.parameters, p.number, failure.reason) for p, failure in d.refused] == [({"gpus": 16}, 1, "too wide")]
     assert spy.told[spy.asked[0]] == WORST
 
 

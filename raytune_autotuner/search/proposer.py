@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ray.tune.search import Searcher
 
 from raytune_autotuner.proposal import LOSS, Proposal
-from raytune_autotuner.records import Parameters, Purpose, TrialId, TrialRecord, config_hash
+from raytune_autotuner.records import Failure, Parameters, Purpose, TrialId, TrialRecord, config_hash
 from raytune_autotuner.search.knowledge import WORST, Knowledge
 from raytune_autotuner.search.sources import Lessons, Source
 from raytune_autotuner.verdict import Ask
@@ -99,10 +99,13 @@ class FirstCome:
 class Gate(Protocol):
     """What an experiment says to its search."""
 
-    def problem(self, parameters: Parameters) -> str | None:
-        """Why a configuration can never run here; ``None`` when it can."""
+    def problem(self, parameters: Parameters) -> Failure | None:
+        """Why a configuration is not to be run; ``None`` when it may."""
 
-    def refuse(self, proposal: Proposal, reason: str) -> None:
+    def enough(self) -> str | None:
+        """Why the search ends here, before its trials are used up; ``None`` while it goes on."""
+
+    def refuse(self, proposal: Proposal, failure: Failure) -> None:
         """Record a trial that is not going to run."""
 
     def stop_requested(self) -> bool: ...
@@ -182,7 +185,7 @@ class Proposer(Searcher):
         if self._knowledge.get(config_hash({})) is None:
             self._knowledge.add({})
             return self._proposal("baseline", {})
-        if not self._exhausted and self._searched < self._limits.max_trials:
+        if not self._exhausted and self._searched < self._limits.max_trials and self._gate.enough() is None:
             parameters = self._search()
             if parameters is not None:
                 return self._proposal("search", parameters)
@@ -221,14 +224,14 @@ class Proposer(Searcher):
             return False
         known = self._knowledge.add(parameters)
         self._searched += 1
-        reason = self._gate.problem(parameters)
-        if reason is None:
+        failure = self._gate.problem(parameters)
+        if failure is None:
             if source is self._source:
                 self._waiting[name] = [key]
             return True
         known.outcome = "infeasible"
         source.tell(key, WORST)
-        self._gate.refuse(self._proposal("search", parameters), reason)
+        self._gate.refuse(self._proposal("search", parameters), failure)
         return False
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -28,6 +28,8 @@ class Lessons:
     """Configurations with their loss."""
     open: tuple[Parameters, ...] = ()
     """Those that are being measured; they are told later, under their hash."""
+    first: tuple[Parameters, ...] = ()
+    """What is to be tried first, best guess first."""
 
 
 class Source(Protocol):

@@ -9,7 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import Proposal
-from raytune_autotuner.records import Parameters, TrialId, TrialRecord
+from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
 from raytune_autotuner.search import Limits, Proposer, RandomSource, Source, make_scheduler, make_source
 from raytune_autotuner.task.spec import Asha, Optimization, Task
 from raytune_autotuner.verdict import Ask
@@ -33,10 +33,14 @@ class OpenGate:
         """Nothing: what is found in the end is judged by the table."""
         return ()
 
-    def problem(self, parameters: Parameters) -> str | None:
-        return too_large(self._world, parameters)
+    def problem(self, parameters: Parameters) -> Failure | None:
+        reason = too_large(self._world, parameters)
+        return None if reason is None else Failure("no_fit", reason)
 
-    def refuse(self, proposal: Proposal, reason: str) -> None:
+    def enough(self) -> str | None:
+        return None
+
+    def refuse(self, proposal: Proposal, failure: Failure) -> None:
         pass
 
     def stop_requested(self) -> bool:

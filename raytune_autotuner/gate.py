@@ -1,0 +1,66 @@
+"""What an experiment says to its search: what cannot run, when it is enough, which runs the verdict still needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from raytune_autotuner.confirmation import Confirmation
+from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.history import over
+from raytune_autotuner.proposal import Proposal
+from raytune_autotuner.queueing import PlacedQueue
+from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
+from raytune_autotuner.setup import Setup
+from raytune_autotuner.trial import utc_now
+from raytune_autotuner.verdict import Ask
+
+
+class ExperimentGate:
+    """What the experiment says to its search (see ``search.Gate``)."""
+
+    def __init__(self, setup: Setup, queue: PlacedQueue) -> None:
+        self._setup = setup
+        self._queue = queue
+        self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
+        self._fault: StorageFault | None = None
+
+    def problem(self, parameters: Parameters) -> Failure | None:
+        reason = self._queue.never(parameters)
+        return None if reason is None else Failure("no_fit", reason)
+
+    def enough(self) -> str | None:
+        return None
+
+    def refuse(self, proposal: Proposal, failure: Failure) -> None:
+        self._setup.folder.save_record(
+            TrialRecord(
+                trial=proposal.trial,
+                experiment=self._setup.folder.name,
+                number=proposal.number,
+                parameters=proposal.parameters,
+                outcome="infeasible",
+                started_at=utc_now(),
+                total_rungs=len(self._setup.rungs),
+                failure=failure,
+            )
+        )
+
+    def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
+        return self._confirmation.wanted(self._setup.folder.records(), baseline, winner)
+
+    def stop_requested(self) -> bool:
+        return self._fault is not None or self._setup.folder.stop_requested()
+
+    def ended(self, trial: TrialId) -> TrialRecord | None:
+        """When the folder cannot be written, no other trial could leave anything either: then all end."""
+        try:
+            self._setup.folder.root.probe()
+            return over(self._setup.folder, trial)
+        except StorageFault as fault:
+            self._fault = fault
+            return None
+
+    def check(self) -> None:
+        """Raise the fault that ended the search."""
+        if self._fault is not None:
+            raise self._fault

@@ -148,7 +148,7 @@ def _tune(setup: Setup, past: Past, gate: ExperimentGate, queue: PlacedQueue, fo
         actor_class(setup),
         tune_config=tune.TuneConfig(
             search_alg=proposer,
-            scheduler=make_scheduler(task.optimization, len(setup.rungs), past.ended),
+            scheduler=make_scheduler(task.optimization, len(setup.rungs), past.ended, proposer.is_void),
             num_samples=-1,
             max_concurrent_trials=task.optimization.max_concurrent_trials or AT_ONCE,
             trial_name_creator=lambda trial: Proposal.from_config(trial.config).trial.name,

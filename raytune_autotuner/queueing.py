@@ -16,7 +16,7 @@ from raytune_autotuner.line import Line
 from raytune_autotuner.packing import Need, Placement, Pool
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Parameters
-from raytune_autotuner.reservation import Places
+from raytune_autotuner.reservation import Places, Reservation
 
 LOOK_S = 1.0
 """So often the pool is told what others hold and which nodes there are."""
@@ -99,6 +99,12 @@ class PlacedQueue:
         self._pool.release(placement)
         if elsewhere:
             self._avoided[name] = self._avoided.get(name, frozenset()) | set(placement.nodes)
+
+    def is_lost(self, proposal: Proposal) -> bool:
+        """Whether a node of its reservation is gone from Ray."""
+        self._look()
+        alive = {place.ray_node.id for place in self._places.by_name.values()}
+        return not Reservation.from_dict(proposal.place).ray_nodes <= alive
 
     def has_other_place(self, proposal: Proposal) -> bool:
         """Whether a trial could ever run on other nodes than those that it has now."""

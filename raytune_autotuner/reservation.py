@@ -42,6 +42,11 @@ class Reservation:
         """The Kubernetes node, if all is on one."""
         return self.nodes[0] if len(self.nodes) == 1 else None
 
+    @property
+    def ray_nodes(self) -> frozenset[str]:
+        """The ids of those that it is bound to."""
+        return frozenset(selector[NODE_LABEL] for selector in self.selectors if NODE_LABEL in selector)
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

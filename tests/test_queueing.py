@@ -190,3 +190,27 @@ def test_the_nodes_that_can_hold_a_configuration_are_named() -> None:
     """To measure it on more than one."""
     queue = Cluster({"gpu-1": 8, "gpu-2": 8, "small": 2}).queue()
     assert queue.nodes_for({"tp": 4}) == ("gpu-1", "gpu-2")
+
+
+def test_a_reservation_on_a_node_that_is_gone_is_lost() -> None:
+    """Ray would wait for that node for ever; a machine that comes up again is another node of Ray."""
+    cluster = Cluster()
+    queue = cluster.queue()
+    for n in range(2):
+        queue.add(proposal(8, n))
+    started = [queue.start(), queue.start()]
+    assert not any(queue.is_lost(each) for each in started if each)
+    del cluster.gpus["gpu-1"]
+    cluster.later(queue)
+    assert [queue.is_lost(each) for each in started if each] == [place(each).node == "gpu-1" for each in started]
+
+
+def test_a_reservation_that_is_bound_to_no_node_is_never_lost() -> None:
+    """Where Ray has a single node, there is nothing to choose."""
+    cluster = Cluster(gpus={"gpu-1": 8})
+    queue = cluster.queue()
+    queue.add(proposal(8))
+    started = queue.start()
+    assert started is not None
+    assert not place(started).ray_nodes
+    assert not queue.is_lost(started)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
 from raytune_autotuner.engines import load_engine
@@ -38,7 +39,7 @@ from raytune_autotuner.search import (
     make_source,
 )
 from raytune_autotuner.search.proposer import ATTEMPTS
-from raytune_autotuner.task.spec import Optimization, Task, parse_task
+from raytune_autotuner.task.spec import Asha, Optimization, Task, parse_task
 from raytune_autotuner.verdict import Ask
 from raytune_autotuner.verdict.sequential import schedule
 
@@ -275,6 +276,67 @@ def test_a_stopped_trial_is_told_as_the_last_rung_would_have_shown_it() -> None:
     d.end(d.ask()[0], [2.0, 4.0])
     d.end(d.ask()[0], [3.0], None)
     assert list(spy.told.values()) == [scalar(4.0, 0.0), scalar(6.0, 0.0)]
+
+
+def test_a_trial_whose_place_is_gone_before_it_began_is_begun_again() -> None:
+    """As often as it takes: it was no attempt, and nothing was learnt."""
+    spy = Spy([{"a": 1}])
+    d = driver(spy)
+    d.end(d.ask()[0], [1.0])
+    name, first = d.ask()
+    for _ in range(5):
+        d.proposer.on_trial_complete(name)
+        name, again = d.ask()
+        assert again.trial == first.trial
+    assert spy.told == {}
+    d.end(name, [0.5])
+    assert list(spy.told.values()) == [scalar(0.5, 0.0)]
+
+
+def test_a_trial_that_waits_is_void_once_the_experiment_is_to_end() -> None:
+    """It is not begun, and what is not known of it teaches nothing."""
+    spy = Spy([{"a": 1}])
+    d = driver(spy)
+    d.end(d.ask()[0], [1.0])
+    name, _ = d.ask()
+    assert not d.proposer.is_void(name)
+    assert not d.proposer.is_void("nobody")
+    d.gate.stop = True
+    assert d.proposer.is_void(name)
+    d.proposer.on_trial_complete(name)
+    assert list(spy.told.values()) == [None]
+    assert d.finished()
+
+
+@dataclass
+class Controller:
+    """As much of Tune's as a scheduler is shown."""
+
+    trials: list[Any]
+    stopped: list[str] = field(default_factory=list)
+
+    def get_live_trials(self) -> list[Any]:
+        return self.trials
+
+    get_trials = get_live_trials
+
+    def stop_trial(self, trial: Any) -> None:
+        trial.status = Trial.TERMINATED
+        self.stopped.append(trial.trial_id)
+
+
+@pytest.mark.parametrize("scheduler", ["none", Asha()])
+def test_trials_that_wait_in_vain_are_taken_back(scheduler: Any) -> None:
+    """Those that run are left alone: they end by themselves when their node goes."""
+    trials = [SimpleNamespace(trial_id=name, status=status) for name, status in WAITING_AND_RUNNING]
+    controller = Controller(trials)
+    made = make_scheduler(Optimization(scheduler=scheduler), 3, void=lambda name: name in ("lost", "running"))
+    made.choose_trial_to_run(controller)  # type: ignore[arg-type]
+    made.choose_trial_to_run(controller)  # type: ignore[arg-type]
+    assert controller.stopped == ["lost"]
+
+
+WAITING_AND_RUNNING = [("lost", Trial.PENDING), ("fine", Trial.RUNNING), ("running", Trial.RUNNING)]
 
 
 def test_the_search_ends_when_it_is_enough() -> None:

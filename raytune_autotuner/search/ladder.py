@@ -2,30 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
+from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raytune_autotuner.proposal import BUDGET, LOSS, META, report
 from raytune_autotuner.records import TrialRecord
 from raytune_autotuner.task.spec import Optimization
 
+Void = Callable[[str], bool]
+"""Whether a trial that waits for its worker, by Tune's id, is not to begin after all."""
+LOOK_S = 1.0
 
-class Ladder(ASHAScheduler):
+
+class Evicting(TrialScheduler):
+    """Takes trials back that wait for a place that is gone: Ray would wait for it for ever, without a word."""
+
+    def __init__(self, void: Void, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self._void = void
+        self._looked = float("-inf")
+
+    def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        if time.monotonic() - self._looked >= LOOK_S:
+            self._looked = time.monotonic()
+            waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
+            for trial in waiting:
+                if self._void(trial.trial_id):
+                    tune_controller.stop_trial(trial)
+        return super().choose_trial_to_run(tune_controller)
+
+
+class Straight(Evicting, FIFOScheduler):
+    """Every trial goes to the end."""
+
+
+class Ladder(Evicting, ASHAScheduler):
     """ASHA over the rungs of one deployment; baseline and confirming runs always go to the end.
 
     The time attribute is ``reduction_factor ** rung``, so that ASHA's milestones are exactly our rungs.
     """
 
-    def __init__(self, reduction_factor: float, total_rungs: int) -> None:
+    def __init__(self, reduction_factor: float, total_rungs: int, void: Void = lambda trial: False) -> None:
         super().__init__(
+            void,
             time_attr=BUDGET,
             metric=LOSS,
             mode="min",
             grace_period=1,
-            max_t=reduction_factor ** (total_rungs - 1),  # type: ignore[arg-type]  # any number will do
+            max_t=reduction_factor ** (total_rungs - 1),  # any number will do
             reduction_factor=reduction_factor,
         )
         self._reduction_factor = reduction_factor
@@ -43,10 +72,15 @@ class Ladder(ASHAScheduler):
         return action if trial.config[META]["purpose"] == "search" else str(TrialScheduler.CONTINUE)
 
 
-def make_scheduler(optimization: Optimization, total_rungs: int, ended: Iterable[TrialRecord] = ()) -> TrialScheduler:
+def make_scheduler(
+    optimization: Optimization,
+    total_rungs: int,
+    ended: Iterable[TrialRecord] = (),
+    void: Void = lambda trial: False,
+) -> TrialScheduler:
     """The task's way to stop trials early; ``ended`` are those that an experiment that goes on has behind it."""
     if optimization.scheduler == "none" or total_rungs < 2:
-        return FIFOScheduler()  # type: ignore[no-untyped-call]
-    ladder = Ladder(optimization.scheduler.reduction_factor, total_rungs)
+        return Straight(void)
+    ladder = Ladder(optimization.scheduler.reduction_factor, total_rungs, void)
     ladder.remember(record for record in ended if record.trial.purpose != "confirm")
     return ladder

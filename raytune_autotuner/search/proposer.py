@@ -62,6 +62,9 @@ class Queue(Protocol):
     def start(self) -> Proposal | None:
         """The next one that may run, with its reservation; ``None`` when none may now."""
 
+    def is_lost(self, proposal: Proposal) -> bool:
+        """Whether the place that one was given is not there any more."""
+
     def has_other_place(self, proposal: Proposal) -> bool:
         """Whether one that runs could ever run elsewhere."""
 
@@ -85,6 +88,9 @@ class FirstCome:
 
     def start(self) -> Proposal | None:
         return self._waiting.popleft() if self._waiting else None
+
+    def is_lost(self, proposal: Proposal) -> bool:
+        return False
 
     def has_other_place(self, proposal: Proposal) -> bool:
         return False
@@ -234,6 +240,11 @@ class Proposer(Searcher):
         self._gate.refuse(self._proposal("search", parameters), failure)
         return False
 
+    def is_void(self, trial_id: str) -> bool:
+        """Whether a trial that waits for its worker is not to begin: all are to end, or its place is gone."""
+        proposal = self._running.get(trial_id)
+        return proposal is not None and (self._gate.stop_requested() or self._queue.is_lost(proposal))
+
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         self._hear(trial_id, result)
 
@@ -242,9 +253,11 @@ class Proposer(Searcher):
         proposal = self._running.pop(trial_id, None)
         if proposal is None:
             return
+        never_began = not result and not error
+        self._begun[proposal.trial.name] -= never_began
         may = self._begun[proposal.trial.name] < ATTEMPTS and not self._gate.stop_requested()
         failed = (result or {}).get("outcome") == "failed" and may and self._queue.has_other_place(proposal)
-        again = (error or failed) and self._is_open(proposal) and may
+        again = (error or failed or never_began) and self._is_open(proposal) and may
         self._queue.release(proposal, elsewhere=again)
         if again:
             self._again.append(proposal)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray import tune
 
-from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.errors import StorageFault, Superseded
 from raytune_autotuner.proposal import Proposal, label, reduction_factor, report
 from raytune_autotuner.reservation import Reservation
 from raytune_autotuner.setup import Setup
@@ -38,7 +42,8 @@ class TrialActor(tune.Trainable):
                 p.trial, p.number, p.parameters, max(0.0, time.time() - p.proposed_at), node
             )
         try:
-            record = self._trial.step()
+            with _leaving():
+                record = self._trial.step()
         except StorageFault:  # its end cannot be written, so it is to be begun again
             self._trial = None
             raise
@@ -48,13 +53,25 @@ class TrialActor(tune.Trainable):
 
     def cleanup(self) -> None:
         if self._trial is not None:
-            self._trial.finish("stopped")
+            with _leaving():
+                self._trial.finish("stopped")
 
     def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
         return {}
 
     def load_checkpoint(self, checkpoint: dict[str, Any] | None) -> None:
         pass
+
+
+@contextmanager
+def _leaving() -> Iterator[None]:
+    """Where another session has the experiment, be gone at once: what this process started ends with it."""
+    try:
+        yield
+    except Superseded as told:
+        sys.stderr.write(f"{told}: this worker leaves\n")
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def actor_class(setup: Setup) -> type[TrialActor]:

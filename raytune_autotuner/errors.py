@@ -6,6 +6,7 @@
     ├── SpecError          the user's input is wrong; nothing was started              exit 2
     ├── EnvironmentFault   this machine or cluster cannot run the task                 exit 3
     │   └── StorageFault   the experiment folder cannot be read or written             the experiment stops
+    ├── Superseded         another session has the experiment now                      the worker leaves
     ├── TrialInfeasible    this configuration cannot work (with a class and a reason)  recorded
     └── TransientError     infrastructure; a retry may help                            retried
 
@@ -70,6 +71,10 @@ class EnvironmentFault(AutotunerError):
 
 class StorageFault(EnvironmentFault):
     """The experiment folder cannot be read or written (full, read-only, gone): the end of all, no result of a trial."""
+
+
+class Superseded(AutotunerError):
+    """The experiment goes on in another session: whoever is told this has nothing to write or to remove any more."""
 
 
 class TrialInfeasible(AutotunerError):

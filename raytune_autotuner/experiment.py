@@ -77,6 +77,7 @@ def run(setup: Setup, options: Options) -> Results:
     sweep()
     with lock.hold(setup.folder.root, force=options.force, lost=_leave) as found:
         session = sessions.begin(setup, resume=options.resume, found=found)
+        setup = replace(setup, folder=replace(setup.folder, session=session.number))
         try:
             _run_trials(setup, options, take_up(setup.folder, found.beat_at if found else None))
         except BaseException:

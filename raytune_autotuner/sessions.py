@@ -15,10 +15,9 @@ from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.lock import Held
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.storage import ExperimentFolder
+from raytune_autotuner.storage import ExperimentFolder, session_file
 from raytune_autotuner.trial import seconds_since, utc_now
 
-FOLDER = "sessions"
 PACKAGES = ("ray", "genai-bench", "hyperopt", "optuna", "xllamacpp", "numpy", "scipy")
 
 
@@ -61,7 +60,7 @@ def end(folder: ExperimentFolder, session: Session) -> None:
 
 
 def load(folder: ExperimentFolder) -> list[Session]:
-    texts = (folder.root.read(f"{FOLDER}/{name}") for name in folder.root.list(FOLDER) if name.endswith(".json"))
+    texts = (folder.root.read(f"{SESSIONS}/{n}") for n in folder.root.list(SESSIONS) if n.endswith(".json"))
     return [Session(**json.loads(text)) for text in texts if text]
 
 
@@ -77,7 +76,7 @@ def _length_s(session: Session) -> float:
 
 
 def _write(folder: ExperimentFolder, session: Session) -> None:
-    folder.root.write(f"{FOLDER}/{session.number:04}.json", to_text(asdict(session)))
+    folder.root.write(session_file(session.number), to_text(asdict(session)))
 
 
 def _inputs(setup: Setup) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from typing import TypeVar
 import pyarrow.fs as pafs
 
 from raytune_autotuner import scratch
-from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.errors import StorageFault, Superseded
 from raytune_autotuner.filesystems import STORE_ERRORS, Opened, makes_whole_files, open_uri, patient, refuse_secrets
 from raytune_autotuner.records import Endpoint, RungRecord, TrialId, TrialRecord, TrialState, from_json, to_json
 
@@ -283,15 +283,27 @@ class _Recent:
         self._until = time.monotonic() + STOP_SEEN_AFTER_S
 
 
+SESSIONS = "sessions"
+
+
+def session_file(number: int) -> str:
+    return f"{SESSIONS}/{number:04}.json"
+
+
 @dataclass(frozen=True)
 class ExperimentFolder:
     """The layout at the top of this module, by name instead of by path."""
 
     storage: Storage
     name: str
+    session: int = 0
+    """Of whoever writes; when the next one has begun, what this one's workers write does not count any more."""
 
-    def __reduce__(self) -> tuple[type[ExperimentFolder], tuple[Storage, str]]:
-        return (ExperimentFolder, (self.storage, self.name))  # another machine's clock says nothing about what we saw
+    def __reduce__(self) -> tuple[type[ExperimentFolder], tuple[Storage, str, int]]:
+        return (
+            ExperimentFolder,
+            (self.storage, self.name, self.session),
+        )  # another machine's clock says nothing about what we saw
 
     @cached_property
     def root(self) -> Storage:
@@ -299,6 +311,10 @@ class ExperimentFolder:
 
     @cached_property
     def _stop(self) -> _Recent:
+        return _Recent()
+
+    @cached_property
+    def _later(self) -> _Recent:
         return _Recent()
 
     def request_stop(self) -> None:
@@ -369,7 +385,21 @@ class ExperimentFolder:
         with ThreadPoolExecutor(READERS) as readers:
             return list(readers.map(load, names))
 
+    def check_session(self) -> None:
+        """A driver that is taken for dead may have workers elsewhere that live a while longer.
+
+        Raises:
+            Superseded: a later session has begun.
+        """
+        if not self.session:
+            return
+        if self.root.is_local or not self._later.is_fresh:
+            self._later.set(self.root.exists(session_file(self.session + 1)))
+        if self._later.value:
+            raise Superseded(f"session {self.session + 1} of {self.name} has begun")
+
     def _save(self, trial: TrialId, path: str, value: object) -> None:
+        self.check_session()
         self.root.write(f"trials/{trial.name}/{path}", to_json(value))
 
     def _load(self, kind: type[T], path: str) -> T | None:

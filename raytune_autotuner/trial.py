@@ -21,7 +21,7 @@ from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import differences
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
-from raytune_autotuner.errors import EnvironmentFault, StorageFault, TransientError, TrialInfeasible
+from raytune_autotuner.errors import EnvironmentFault, StorageFault, Superseded, TransientError, TrialInfeasible
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
     Endpoint,
@@ -138,6 +138,8 @@ class Trial:
             return self.finish("infeasible", Failure(error.kind, error.reason, error.log_tail, error.hint))
         except Stopped:
             return self.finish("stopped", Failure("interrupted", "the experiment was stopped"))
+        except Superseded:
+            raise  # the engine is another one's now
         except StorageFault:
             self._teardown()
             raise
@@ -150,7 +152,12 @@ class Trial:
         return None
 
     def finish(self, outcome: Outcome, failure: Failure | None = None) -> TrialRecord:
-        """End the engine, wait for it, and write how the trial ended. The first call decides."""
+        """End the engine, wait for it, and write how the trial ended. The first call decides.
+
+        Raises:
+            StorageFault: its end cannot be written.
+            Superseded: another session has the trial; nothing is ended.
+        """
         if self.record is not None:
             return self.record
         with suppress(StorageFault):  # first of all the engine has to go
@@ -229,6 +236,7 @@ class Trial:
 
     def _check(self) -> None:
         """Called about once a second during a benchmark."""
+        self._folder.check_session()
         self._check_stop()
         self._backend.check()
         self._bring(every_s=KEEP_S)
@@ -269,6 +277,7 @@ class Trial:
 
     def _announce(self, phase: str, detail: str, outcome: Outcome | None = None) -> None:
         """Enter a phase and let the world know, once per change."""
+        self._folder.check_session()
         self._clock.enter(phase)
         if (phase, detail, len(self.rungs)) == self._announced:
             return

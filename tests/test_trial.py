@@ -10,10 +10,10 @@ import pytest
 
 from raytune_autotuner.backends import Deployment
 from raytune_autotuner.engines import load_engine
-from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.errors import StorageFault, Superseded
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import Load, Parameters, Rung, TrialId, config_hash
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import ExperimentFolder, Storage, session_file
 from raytune_autotuner.task.spec import Optimization
 from raytune_autotuner.trial import Clock, Job, Trial, run
 from tests.fakes.trials import FakeBackend, FakeBenchmark, Faults
@@ -21,10 +21,12 @@ from tests.fakes.trials import FakeBackend, FakeBenchmark, Faults
 RUNGS = (Rung(0, (Load("D(10,10)", 4),), 8, 1), Rung(1, (Load("D(10,10)", 4),), 20, 1))
 
 
-def make_trial(tmp_path: Path, fault: str = "", warmup: int = 2) -> tuple[Trial, FakeBackend, FakeBenchmark]:
+def make_trial(
+    tmp_path: Path, fault: str = "", warmup: int = 2, session: int = 0
+) -> tuple[Trial, FakeBackend, FakeBenchmark]:
     parameters: Parameters = {"threads": 1}
     trial_id = TrialId("search", config_hash(parameters))
-    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp", session)
     deployment = Deployment(
         experiment="exp",
         trial=trial_id,
@@ -240,3 +242,43 @@ def test_a_storage_that_fails_ends_the_engine_all_the_same(tmp_path: Path, monke
     with pytest.raises(StorageFault, match="No space left"):
         trial.step()
     assert not backend.running
+
+
+def begin_session(tmp_path: Path, number: int) -> None:
+    Storage(str(tmp_path)).sub("exp").write(session_file(number), "{}")
+
+
+def contents(tmp_path: Path) -> dict[str, str]:
+    return {str(path): path.read_text() for path in (tmp_path / "exp" / "trials").rglob("*.json")}
+
+
+@pytest.mark.parametrize("then", ["step", "finish"])
+def test_a_worker_of_a_session_that_is_over_touches_nothing_any_more(tmp_path: Path, then: str) -> None:
+    """Another worker may have its engine and write its files by now."""
+    trial, backend, _ = make_trial(tmp_path, session=3)
+    begin_session(tmp_path, 3)
+    trial.step()
+    begin_session(tmp_path, 4)
+    before = contents(tmp_path)
+    with pytest.raises(Superseded, match="session 4 of exp has begun"):
+        trial.step() if then == "step" else trial.finish("stopped")
+    assert contents(tmp_path) == before
+    assert backend.running
+    assert "stop" not in backend.journal
+
+
+def test_a_benchmark_ends_when_another_session_begins(tmp_path: Path) -> None:
+    """Its traffic would disturb whoever measures the engine now."""
+    trial, backend, benchmark = make_trial(tmp_path, session=1)
+    trial.step()
+    measure = benchmark.run
+
+    def interrupted(*args: object) -> object:
+        begin_session(tmp_path, 2)
+        return measure(*args)  # type: ignore[arg-type]
+
+    benchmark.run = interrupted  # type: ignore[assignment,method-assign]
+    with pytest.raises(Superseded):
+        trial.step()
+    assert "rung 1" not in benchmark.journal
+    assert backend.running

@@ -15,7 +15,7 @@ from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.lock import Held
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.storage import ExperimentFolder, session_file
+from raytune_autotuner.storage import SESSIONS, ExperimentFolder, session_file
 from raytune_autotuner.trial import seconds_since, utc_now
 
 PACKAGES = ("ray", "genai-bench", "hyperopt", "optuna", "xllamacpp", "numpy", "scipy")

@@ -17,9 +17,10 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raytune_autotuner.ledger import Ledger, Savings, was_stopped_early
 from raytune_autotuner.overview import Overview
 from raytune_autotuner.records import Parameters, Score, TrialRecord, TrialState
-from raytune_autotuner.results import Ledger, Results, was_stopped_early
+from raytune_autotuner.results import Results
 from raytune_autotuner.storage import ExperimentFolder
 
 POLL_S, REMOTE_POLL_S = 0.5, 5.0
@@ -263,7 +264,19 @@ def _gain(results: Results) -> Iterator[Text]:
 
 def _cost(ledger: Ledger) -> Iterator[Text]:
     phases = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in ledger.by_phase.items())
-    yield Text(f"Spent: {ledger.total:.0f} {ledger.unit} ({phases})")
-    yield Text(f"Saved by early stopping: about {ledger.saved_by_early_stop:.0f} {ledger.unit}")
+    money = f", {ledger.cost:,.2f} in money" if ledger.cost is not None else ""
+    yield Text(f"Spent: {ledger.total:.0f} {ledger.unit}{money} ({phases})")
+    yield Text(f"Saved by early stopping: about {ledger.saved.early_stop:.0f} {ledger.unit}")
+    others = [(seconds, what) for seconds, what in _savings(ledger.saved) if seconds]
+    if others:
+        said = ", ".join(f"{what} about {seconds:.0f}" for seconds, what in others)
+        yield Text(f"Saved in other ways: {said} {ledger.unit}")
     if ledger.wasted:
         yield Text(f"Spent on configurations that cannot work: {ledger.wasted:.0f} {ledger.unit}")
+
+
+def _savings(saved: Savings) -> Iterator[tuple[float, str]]:
+    yield saved.duplicates, "configurations not measured twice"
+    yield saved.refused, "trials refused before they ran"
+    yield saved.fast_failure, "failures found before the timeout"
+    yield saved.reused, "measurements taken over"

@@ -31,6 +31,7 @@ FailureClass = Literal[
     "no_fit",
     "pruned",
     "quality",
+    "budget",
     "infrastructure",
     "interrupted",
 ]

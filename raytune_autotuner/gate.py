@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.errors import StorageFault
@@ -23,6 +24,7 @@ class ExperimentGate:
         self._queue = queue
         self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
         self._fault: StorageFault | None = None
+        self._repeated = set(setup.folder.repeated())
 
     def problem(self, parameters: Parameters) -> Failure | None:
         reason = self._queue.never(parameters)
@@ -44,6 +46,12 @@ class ExperimentGate:
                 failure=failure,
             )
         )
+
+    def repeated(self, config: str) -> None:
+        if config not in self._repeated:
+            self._repeated.add(config)
+            with suppress(StorageFault):  # a saving that nobody hears of
+                self._setup.folder.save_repeated(self._repeated)
 
     def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
         return self._confirmation.wanted(self._setup.folder.records(), baseline, winner)

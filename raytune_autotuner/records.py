@@ -23,8 +23,9 @@ Parameters = Mapping[str, ParameterValue]
 Purpose = Literal["baseline", "search", "control", "confirm", "single"]
 """``control`` is the baseline again, in the midst of the search, to see what drifts."""
 Outcome = Literal["completed", "stopped", "infeasible", "failed"]
-Phase = Literal["queue", "deploy", "load", "client", "warmup", "benchmark", "teardown", "idle"]
-"""``client`` is what the benchmark client adds to the traffic; ``idle`` is waiting for a decision."""
+Phase = Literal["queue", "schedule", "deploy", "pull", "load", "client", "warmup", "benchmark", "teardown", "idle"]
+"""``queue`` is the wait for a reservation, ``schedule`` that for a node of the cluster, ``pull`` that for image and
+volumes; ``client`` is what the benchmark client adds to the traffic, and ``idle`` is waiting for a decision."""
 Direction = Literal["min", "max"]
 
 T = TypeVar("T")
@@ -174,6 +175,19 @@ class Failure:
 
 
 @dataclass(frozen=True)
+class Reused:
+    """Where a measurement was taken over from."""
+
+    experiment: str
+    trial: str
+    """Its name there."""
+    measured_at: str
+    """UTC, ISO 8601."""
+    held_s: float
+    """GPU-seconds that it cost there (machine-seconds where it had no GPU)."""
+
+
+@dataclass(frozen=True)
 class TrialRecord:
     """Everything that is known about a trial once it has ended."""
 
@@ -201,6 +215,8 @@ class TrialRecord:
     """What of the task was without effect on how this was measured."""
     node: str | None = None
     """The node of the cluster that it ran on; ``None`` when that is not known, or was several."""
+    reused_from: Reused | None = None
+    """The earlier experiment that measured this; ``None`` when this one did."""
 
     @property
     def wall_s(self) -> float:
@@ -226,6 +242,7 @@ class TrialState:
     """Seconds by phase until ``updated_at``."""
     node: str | None = None
     """The node of the cluster that the trial was given; ``None`` when it was given none or several."""
+    gpus: int = 0
 
 
 def to_json(record: Any) -> str:

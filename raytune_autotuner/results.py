@@ -10,28 +10,15 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from statistics import median
 from typing import Any
 
 from raytune_autotuner.confirmation import Confirmation
+from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.records import Outcome, Parameters, TrialRecord
 from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Verdict
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What the tuning itself cost. Seconds are weighted by the GPUs held (by 1 where there are none)."""
-
-    unit: str
-    by_phase: dict[str, float]
-    total: float
-    wasted: float
-    """Spent on configurations that cannot work and on faults of the infrastructure."""
-    saved_by_early_stop: float
-    """What the rungs that early-stopped trials did not run would have cost, by the median of those that did."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +64,7 @@ def load_results(folder: ExperimentFolder, task: Task) -> Results:
         winner=winner,
         closest=ordered[0] if ordered and not feasible else None,
         verdict=_verdict(task, records, baseline, winner),
-        ledger=ledger(records),
+        ledger=ledger(records, _terms(task, folder)),
         interrupted=folder.stop_requested(),
     )
 
@@ -96,47 +83,14 @@ def _verdict(
     return Confirmation(task).verdict(records, baseline.trial.config, winner.trial.config)
 
 
-def ledger(records: Sequence[TrialRecord]) -> Ledger:
-    by_phase: dict[str, float] = {}
-    for record in records:
-        for phase, seconds in record.phases.items():
-            if phase != "queue":  # waiting for a reservation holds nothing
-                by_phase[phase] = by_phase.get(phase, 0.0) + seconds * _weight(record)
-    wasted = sum(_held(r) for r in records if r.outcome in ("infeasible", "failed"))
-    return Ledger(
-        unit="GPU-seconds" if any(r.gpus for r in records) else "machine-seconds",
-        by_phase={k: round(v, 1) for k, v in sorted(by_phase.items())},
-        total=round(sum(by_phase.values()), 1),
-        wasted=round(wasted, 1),
-        saved_by_early_stop=round(_saved(records), 1),
+def _terms(task: Task, folder: ExperimentFolder) -> Terms:
+    optimization = task.optimization
+    load_s = task.ome.load_timeout_s if task.backend == "ome" else float("inf")
+    return Terms(
+        patience_s=min(optimization.timeout_per_iteration, load_s),
+        price_per_gpu_hour=optimization.price_per_gpu_hour,
+        repeated=folder.repeated(),
     )
-
-
-def _weight(record: TrialRecord) -> int:
-    return max(1, record.gpus)
-
-
-def _held(record: TrialRecord) -> float:
-    return sum(s for phase, s in record.phases.items() if phase != "queue") * _weight(record)
-
-
-def _saved(records: Sequence[TrialRecord]) -> float:
-    walls: dict[int, list[float]] = {}
-    for record in records:
-        for rung in record.rungs:
-            walls.setdefault(rung.rung, []).append(rung.wall_s)
-    return sum(
-        median(walls[rung]) * _weight(record)
-        for record in records
-        if was_stopped_early(record)
-        for rung in range(len(record.rungs), record.total_rungs)
-        if rung in walls
-    )
-
-
-def was_stopped_early(record: TrialRecord) -> bool:
-    """Stopped because others were better, not because somebody ended the experiment."""
-    return record.outcome == "stopped" and record.failure is None
 
 
 def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
@@ -175,6 +129,8 @@ def _entry(record: TrialRecord) -> dict[str, Any]:
         "metrics": _metrics(record) if last else {},
         "rungs": [{"rung": r.rung, "score": asdict(r.score), "wall_s": round(r.wall_s, 3)} for r in record.rungs],
         "phases": dict(record.phases),
+        "charged": {phase: round(s, 1) for phase, s in charged(record).items()},
+        "reused_from": asdict(record.reused_from) if record.reused_from else None,
         "gpus": record.gpus,
         "argv": list(record.argv),
         "engine_info": dict(record.engine_info),

@@ -27,7 +27,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
@@ -351,6 +351,14 @@ class ExperimentFolder:
     def waiting(self) -> dict[str, str]:
         text = self.root.read("waiting.json")
         return json.loads(text) if text else {}
+
+    def save_repeated(self, configs: Collection[str]) -> None:
+        """Hashes of the configurations that were proposed again after they were measured."""
+        self.root.write("repeated.json", json.dumps(sorted(configs)))
+
+    def repeated(self) -> frozenset[str]:
+        text = self.root.read("repeated.json")
+        return frozenset(json.loads(text)) if text else frozenset()
 
     def delete_record(self, trial: TrialId) -> None:
         self.root.delete(f"trials/{trial.name}/record.json")

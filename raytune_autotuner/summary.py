@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from raytune_autotuner.ledger import charged
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.records import Score, TrialRecord
 
@@ -44,12 +45,6 @@ def ending(record: TrialRecord) -> str:
 ENDINGS = ("completed", "stopped early", "infeasible", "failed", "interrupted")
 
 
-def held(record: TrialRecord) -> dict[str, float]:
-    """GPU-seconds of a trial by phase (machine-seconds where it had no GPU)."""
-    weight = max(1, record.gpus)
-    return {phase: seconds * weight for phase, seconds in record.phases.items() if phase != "queue" and seconds > 0}
-
-
 def summarise(
     records: Iterable[TrialRecord], planned: int, running: int = 0, waiting: int = 0, waiting_gpus: int = 0
 ) -> Summary:
@@ -59,7 +54,7 @@ def summarise(
     scores = sorted((r.score for r in measured if r.score and not r.score.violation), key=rank)
     spent: Counter[str] = Counter()
     for record in records:
-        spent.update(held(record))
+        spent.update(charged(record))
     return Summary(
         planned=planned,
         outcomes=dict(Counter(ending(r) for r in records)),

@@ -19,10 +19,11 @@ from ray import tune
 from ray.util import metrics as ray_metrics
 
 from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.ledger import charged
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Parameters, TrialId, TrialRecord
 from raytune_autotuner.storage import ExperimentFolder
-from raytune_autotuner.summary import ENDINGS, Summary, held, line, summarise
+from raytune_autotuner.summary import ENDINGS, Summary, line, summarise
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
 logger = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ class Telemetry(tune.Callback):
     def _ended(self, record: TrialRecord) -> None:
         self._unwritten.discard(record.trial)
         self._keep(record)
-        for phase, seconds in held(record).items():
+        for phase, seconds in charged(record).items():
             self._metrics["autotuner_gpu_seconds"].inc(seconds, {**self._tags, "phase": phase})
         queued = record.phases.get("queue", 0.0)
         self._metrics["autotuner_queue_seconds"].observe(queued, self._tags)

@@ -297,6 +297,7 @@ class Trial:
                 score=self.rungs[-1].score if self.rungs else None,
                 phases=self._clock.rounded(),
                 node=self.job.node,
+                gpus=self.job.deployment.gpus,
             )
         )
 

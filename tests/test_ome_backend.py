@@ -139,7 +139,7 @@ class TestLife:
         """Waiting for a node, getting the image and loading are told apart."""
         phases = Phases()
         make().start(deployment(cluster, tmp_path), Deadline.after(PATIENCE_S), phases)
-        assert list(dict.fromkeys(phases)) == ["deploy", "queue", "load"]
+        assert list(dict.fromkeys(phases)) == ["deploy", "schedule", "load"]
 
     def test_watches_are_shared(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
         """Several trials in a process need five watches in all."""

@@ -20,7 +20,7 @@ from raytune_autotuner.records import (
     TrialRecord,
     config_hash,
 )
-from raytune_autotuner.results import document, ledger, load_results, to_text, trials_csv
+from raytune_autotuner.results import document, load_results, to_text, trials_csv
 from raytune_autotuner.storage import ExperimentFolder, Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics
@@ -155,29 +155,6 @@ def test_when_nothing_keeps_the_slo_the_closest_is_named(tmp_path: Path) -> None
     assert results.closest.parameters == {"a": 1}
     assert results.closest.score is not None
     assert "e2e_p99_s" in results.closest.score.worst
-
-
-def test_the_ledger_charges_gpus_not_the_queue_and_estimates_what_early_stopping_saved() -> None:
-    """Two GPUs for 23 s are 46 GPU-seconds; the stopped trial did not run the 20 s rung on its four."""
-    records = [
-        record(0, {}, 1.0, purpose="baseline", gpus=2),
-        record(1, {"a": 1}, 1.0, outcome="stopped", rungs=1, gpus=4),
-        record(2, {"a": 2}, 1.0, outcome="infeasible", rungs=0, gpus=1, failure=OOM),
-    ]
-    book = ledger(records)
-    assert book.unit == "GPU-seconds"
-    assert book.by_phase == {"load": 14.0, "benchmark": 80.0, "teardown": 7.0}
-    assert book.total == 101.0
-    assert book.saved_by_early_stop == 80.0
-    assert book.wasted == 3.0
-
-
-def test_an_interrupted_trial_is_not_a_saving() -> None:
-    """Somebody pressed Ctrl-C; nothing was saved by that."""
-    interrupted = record(1, {"a": 1}, 1.0, outcome="stopped", rungs=1, failure=Failure("interrupted", "x"))
-    book = ledger([record(0, {}, 1.0, purpose="baseline"), interrupted])
-    assert book.saved_by_early_stop == 0
-    assert book.unit == "machine-seconds"
 
 
 def test_the_results_file_has_the_keys_that_readers_know(tmp_path: Path) -> None:

@@ -70,12 +70,16 @@ class Fence:
     stop: bool = False
     over: str | None = None
     refused: list[tuple[Proposal, Failure]] = field(default_factory=list)
+    repeats: list[str] = field(default_factory=list)
     records: dict[str, TrialRecord] = field(default_factory=dict)
     asks: list[Sequence[Ask]] = field(default_factory=list)
     """What the verdict wants to be measured, each time that it is asked."""
 
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         self.refused.append((proposal, failure))
+
+    def repeated(self, config: str) -> None:
+        self.repeats.append(config)
 
     def enough(self) -> str | None:
         return self.over
@@ -225,6 +229,7 @@ def test_nothing_is_measured_twice_and_the_source_gets_the_known_value() -> None
     assert d.ask()[1].parameters == {"a": 2}
     assert [spy.told.get(k) for k in spy.asked[:2]] == [scalar(2.0, 0.0)] * 2
     assert d.proposer.duplicates == 1
+    assert d.gate.repeats == [config_hash({"a": 1})]
 
 
 def test_a_repeat_of_a_running_trial_is_told_when_that_ends() -> None:

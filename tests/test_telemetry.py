@@ -14,10 +14,11 @@ import pytest
 
 from raytune_autotuner import telemetry
 from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.ledger import charged
 from raytune_autotuner.proposal import LABEL_LENGTH, Proposal, label
 from raytune_autotuner.records import Failure, Outcome, Parameters, Purpose, Score, TrialId, TrialRecord, config_hash
 from raytune_autotuner.storage import ExperimentFolder, Storage
-from raytune_autotuner.summary import Summary, ending, gain, held, line, summarise
+from raytune_autotuner.summary import Summary, ending, gain, line, summarise
 from raytune_autotuner.telemetry import METRICS, Telemetry
 
 DASHBOARD = Path(__file__).resolve().parents[1] / "configs" / "grafana" / "raytune-autotuner.json"
@@ -104,7 +105,7 @@ def test_a_summary_counts_endings_scores_and_what_was_held() -> None:
     assert found.held_s == {"benchmark": 60.0 * (2 + 4 + 5)}
     assert found.has_gpus
     assert ending(records[4]) == "stopped early"
-    assert held(records[1]) == {"benchmark": 240.0}
+    assert charged(records[1]) == {"benchmark": 240.0}
 
 
 @dataclass

@@ -46,7 +46,7 @@ LOST_S = 5.0
 """For the teardown when a node is lost; at four fifths of it pods are removed by force."""
 NODE_WARNING = "NodeNotReady"
 """The event with which the control plane tells a pod that its node no longer reports."""
-PHASES: dict[Stage, str] = {"schedule": "queue", "pull": "deploy", "load": "load"}
+PHASES: dict[Stage, str] = {"schedule": "schedule", "pull": "pull", "load": "load"}
 PASSING: frozenset[Cause] = frozenset({"image", "mount", "quota", "lost", "init"})
 """Not the configuration's fault, and may be gone at the next attempt."""
 LASTING: frozenset[Cause] = frozenset({"config", "refused", "ome"})

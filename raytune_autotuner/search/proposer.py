@@ -114,6 +114,9 @@ class Gate(Protocol):
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         """Record a trial that is not going to run."""
 
+    def repeated(self, config: str) -> None:
+        """Hear that the strategy proposed a configuration again, by its hash, and that it is not measured again."""
+
     def stop_requested(self) -> bool: ...
 
     def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
@@ -223,6 +226,8 @@ class Proposer(Searcher):
         name = config_hash(parameters)
         if (known := self._knowledge.get(name)) is not None:
             self.duplicates += 1
+            if source is self._source and self.duplicates > self._behind:  # a stream that begins anew repeats itself
+                self._gate.repeated(name)
             if known.outcome is None and source is self._source:
                 self._waiting.setdefault(name, []).append(key)
             else:

@@ -14,9 +14,9 @@ import psutil
 
 from raytune_autotuner import sessions
 from raytune_autotuner.history import is_over
+from raytune_autotuner.ledger import ledger
 from raytune_autotuner.processes import OWNER_VARIABLE
 from raytune_autotuner.records import TrialRecord, from_json
-from raytune_autotuner.results import ledger
 from tests.chaos.world import World
 from tests.ome_cluster import NAMESPACE
 

@@ -43,6 +43,9 @@ class OpenGate:
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         pass
 
+    def repeated(self, config: str) -> None:
+        pass
+
     def stop_requested(self) -> bool:
         return False
 

@@ -134,7 +134,7 @@ def _parameters(parameters: Parameters) -> str:
 
 def _score(score: Score) -> str:
     broken = f" breaks SLO: {score.worst}" if score.violation else ""
-    return f"{score.value:.4g} {score.unit}{broken}"
+    return f"{score.value:.4g} {score.unit}" + (f" {score.at}" if score.at else broken)
 
 
 def experiments(overviews: Sequence[Overview]) -> RenderableType:
@@ -236,6 +236,8 @@ def _winner(results: Results) -> Iterator[Text]:
         yield Text(said, style="bold red")
         if results.closest and results.closest.score:
             yield Text(f"Closest to the SLO: {_parameters(results.closest.parameters)}; {results.closest.score.worst}")
+            limits = ", ".join(f"{name} {limit:.4g}" for name, limit in results.reachable_slo.items())
+            yield Text(f"The tightest SLO that it would keep: {limits}")
         return
     yield Text(f"Best in the search: {_parameters(winner.parameters)}  {_last_score(winner)}", style="bold green")
     yield from _gain(results)

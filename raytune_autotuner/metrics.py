@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
-from raytune_autotuner.records import Direction, RequestSamples
+from raytune_autotuner.records import Direction, LoadMetrics, RequestSamples
 
 LATENCIES = ("ttft", "tpot", "e2e")
 PERCENTILES = (50, 90, 95, 99)
@@ -20,6 +22,8 @@ class MetricInfo:
 
     direction: Direction
     unit: str
+    at_best: bool = False
+    """Of several levels the best one counts, since a server is not slower for having been measured at a low one."""
 
 
 METRICS: dict[str, MetricInfo] = {
@@ -28,14 +32,18 @@ METRICS: dict[str, MetricInfo] = {
         for latency in LATENCIES
         for statistic in ("mean", *(f"p{percentile}" for percentile in PERCENTILES), "max")
     },
-    "output_tokens_per_s": MetricInfo("max", "tokens/s"),
-    "input_tokens_per_s": MetricInfo("max", "tokens/s"),
-    "total_tokens_per_s": MetricInfo("max", "tokens/s"),
-    "requests_per_s": MetricInfo("max", "requests/s"),
+    "output_tokens_per_s": MetricInfo("max", "tokens/s", at_best=True),
+    "input_tokens_per_s": MetricInfo("max", "tokens/s", at_best=True),
+    "total_tokens_per_s": MetricInfo("max", "tokens/s", at_best=True),
+    "requests_per_s": MetricInfo("max", "requests/s", at_best=True),
     # These two describe the load rather than the engine: a limit on them is a lower one.
-    "output_tokens_mean": MetricInfo("max", "tokens"),
-    "input_tokens_mean": MetricInfo("max", "tokens"),
+    "output_tokens_mean": MetricInfo("max", "tokens", at_best=True),
+    "input_tokens_mean": MetricInfo("max", "tokens", at_best=True),
     "error_ratio": MetricInfo("min", "1"),
+    # These three count the requests that keep the SLO (see ``goodput``).
+    "goodput_requests_per_s": MetricInfo("max", "requests/s", at_best=True),
+    "goodput_tokens_per_s": MetricInfo("max", "tokens/s", at_best=True),
+    "slo_attainment": MetricInfo("max", "1"),
 }
 
 
@@ -101,3 +109,29 @@ def _throughput(samples: RequestSamples, concurrency: int) -> dict[str, float]:
         "output_tokens_mean": output,
         "input_tokens_mean": input_,
     }
+
+
+def merge(repeats: Sequence[LoadMetrics]) -> LoadMetrics:
+    """The same load measured several times as one: all requests together, genai-bench's own figures averaged."""
+    first, errors = repeats[0], sum(each.errors for each in repeats)
+    completed = sum(each.completed for each in repeats)
+    if len(repeats) == 1:
+        return first
+    columns = RequestSamples.__dataclass_fields__
+    samples = RequestSamples(
+        *(tuple(chain.from_iterable(getattr(each.samples, column) for each in repeats)) for column in columns)
+    )
+    names = set.intersection(*(set(each.reported) for each in repeats))
+    return LoadMetrics(
+        load=first.load,
+        concurrency=first.concurrency,
+        completed=completed,
+        errors=errors,
+        duration_s=sum(each.duration_s for each in repeats),
+        values=summarise(samples, first.concurrency, error_ratio(errors, completed)),
+        samples=samples,
+        error_codes=dict(sum((Counter(each.error_codes) for each in repeats), Counter[str]())),
+        reported={name: sum(each.reported[name] for each in repeats) / len(repeats) for name in sorted(names)},
+        client_cpu=max((each.client_cpu for each in repeats if each.client_cpu is not None), default=None),
+        cut=next((each.cut for each in repeats if each.cut), ""),
+    )

@@ -8,9 +8,10 @@ been measured at a low level too.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from raytune_autotuner.goodput import ATTAINMENT, bearable, load_limits, with_goodput
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.records import Direction, LoadMetrics, Metrics, Score
 from raytune_autotuner.task.spec import Optimization
@@ -36,6 +37,8 @@ class Objective:
     value: Callable[[Metrics, Context], float]
     needs_output_tokens: bool = True
     help: str = ""
+    searches_level: bool = False
+    """Whether it is about the highest level of concurrency that keeps the SLO, which is searched in every rung."""
 
 
 def _mean(values: Iterable[float]) -> float:
@@ -45,7 +48,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def over_loads(metrics: Metrics, name: str) -> float:
     """A metric over all loads of a rung, by the rule at the top of this module."""
-    if METRICS[name].direction == "min":
+    if not METRICS[name].at_best:
         return _mean(load.values[name] for load in metrics.loads)
     scenarios = {load.load.scenario for load in metrics.loads}
     return _mean(max(m.values[name] for m in metrics.loads if m.load.scenario == s) for s in sorted(scenarios))
@@ -57,6 +60,13 @@ def _mean_of(name: str) -> Callable[[Metrics, Context], float]:
 
 def _throughput_per_gpu(metrics: Metrics, context: Context) -> float:
     return over_loads(metrics, "output_tokens_per_s") / max(1, context.gpus)
+
+
+def _goodput_per_gpu(name: str) -> Callable[[Metrics, Context], float]:
+    def value(metrics: Metrics, context: Context) -> float:
+        return over_loads(with_goodput(metrics, context.optimization.slo), name) / max(1, context.gpus)
+
+    return value
 
 
 def _cost(metrics: Metrics, context: Context) -> float:
@@ -87,17 +97,34 @@ OBJECTIVES: dict[str, Objective] = {
         "max", "tokens/s/GPU", _throughput_per_gpu, help="output tokens/s per GPU"
     ),
     "minimize_cost": Objective("min", "per 1M tokens", _cost, help="money per million output tokens"),
+    "maximize_goodput": Objective(
+        "max",
+        "requests/s/GPU",
+        _goodput_per_gpu("goodput_requests_per_s"),
+        False,
+        "requests/s per GPU that keep the SLO, at the highest level of concurrency that does",
+        searches_level=True,
+    ),
+    "maximize_goodput_tokens": Objective(
+        "max",
+        "tokens/s/GPU",
+        _goodput_per_gpu("goodput_tokens_per_s"),
+        help="output tokens/s per GPU of requests that keep the SLO, at the highest level that does",
+        searches_level=True,
+    ),
     "weighted": Objective("max", "", _weighted, False, "weighted geometric mean of the metrics in `weights`"),
 }
 
 
-def violation(metrics: Metrics, slo: dict[str, float]) -> tuple[float, str]:
+def violation(metrics: Metrics, slo: Mapping[str, float]) -> tuple[float, str]:
     """The largest relative excess over a limit and that limit in words; (0, "") when all are kept.
 
-    A latency must be kept at every load; a throughput must be reached at the best one.
+    A latency must be kept at every load; a throughput must be reached at the best one. Limits on a single request
+    must be kept by the share of requests that ``goodput`` says.
     """
     worst, words = 0.0, ""
-    for name, limit in slo.items():
+    metrics = with_goodput(metrics, slo)
+    for name, limit in load_limits(slo).items():
         value = _extreme(metrics.loads, name)
         if value is None:
             excess, shown = WORST, "not measured"
@@ -112,10 +139,30 @@ def violation(metrics: Metrics, slo: dict[str, float]) -> tuple[float, str]:
 
 
 def _extreme(loads: tuple[LoadMetrics, ...], name: str) -> float | None:
-    """The largest value over the loads: the worst of a latency, the best of a throughput."""
+    """The value over the loads that a limit is compared with: the best of a throughput, the worst of all else."""
     values = [load.values[name] for load in loads if name in load.values]
-    complete = len(values) == len(loads) or METRICS[name].direction == "max"
-    return max(values) if values and complete else None
+    info = METRICS[name]
+    complete = len(values) == len(loads) or info.at_best
+    return (max if info.at_best or info.direction == "min" else min)(values) if values and complete else None
+
+
+def upper_limits(slo: Mapping[str, float]) -> dict[str, float]:
+    """The limits that a higher level of concurrency can only break: all but those on a throughput."""
+    return {name: limit for name, limit in slo.items() if name not in METRICS or not METRICS[name].at_best}
+
+
+def reachable(metrics: Metrics, slo: Mapping[str, float]) -> dict[str, float]:
+    """The tightest limits that these metrics would have kept: those that are kept as they are, the others widened."""
+    found: dict[str, float] = {}
+    metrics = with_goodput(metrics, slo)
+    for name, limit in slo.items():
+        value = _extreme(metrics.loads, name) if name in METRICS else None
+        if value is not None and name != ATTAINMENT:
+            found[name] = max(limit, value) if METRICS[name].direction == "min" else min(limit, value)
+    for load in metrics.loads:
+        for name, limit in bearable(load, slo).items():
+            found[name] = max(limit, found.get(name, 0.0))
+    return found
 
 
 def score(metrics: Metrics, context: Context) -> Score:

@@ -76,6 +76,16 @@ class Load:
 
 
 @dataclass(frozen=True)
+class LevelSearch:
+    """Between which levels of concurrency the knee is looked for, and how exactly (see ``capacity``)."""
+
+    low: int
+    high: int
+    tolerance: float
+    """The level that breaks the SLO lies at most this share above the one that keeps it, or 1 above it."""
+
+
+@dataclass(frozen=True)
 class Rung:
     """One benchmark stage: which loads, for how many requests or how long at each."""
 
@@ -84,6 +94,8 @@ class Rung:
     max_requests: int
     max_minutes: int
     repeats: int = 1
+    levels: LevelSearch | None = None
+    """When given, each load begins a search for the highest level that keeps the SLO, and its own is the lowest."""
 
     def requests(self, concurrency: int) -> int:
         """How many requests a load sends: two waves at least, because the first one does not count."""
@@ -117,6 +129,10 @@ class LoadMetrics:
     error_codes: Mapping[str, int] = field(default_factory=dict)
     reported: Mapping[str, float] = field(default_factory=dict)
     """genai-bench's own figures, kept beside ours (same units)."""
+    client_cpu: float | None = None
+    """Cores that the client used while it sent. It has one at most: near 1 the client sets the pace, not the engine."""
+    cut: str = ""
+    """Why it was ended before its end, if it was; then it holds what was answered until then."""
 
 
 @dataclass(frozen=True)
@@ -155,15 +171,55 @@ class Score:
     """0 when the SLO is kept, else the largest relative excess over a limit (0.5 = 50 % over)."""
     worst: str = ""
     """The SLO limit that is exceeded most, in words; empty when all are kept."""
+    at: str = ""
+    """The level of concurrency that it holds for, in words, where that was searched."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One level that a search for the knee has tried."""
+
+    level: int
+    kept: bool
+    """Whether the SLO was kept at it."""
+    worst: str
+    """The limit that is exceeded most, or what else went wrong, in words; empty when the SLO was kept."""
+    goodput_requests_per_s: float | None
+    goodput_tokens_per_s: float | None
+    duration_s: float
+
+
+@dataclass(frozen=True)
+class Knee:
+    """How much concurrency a configuration bears under the SLO, for one traffic scenario."""
+
+    scenario: str
+    level: int | None
+    """The highest level that kept the SLO; ``None`` when the lowest one broke it."""
+    breaks: int | None
+    """The lowest level that broke it; ``None`` when none did."""
+    probes: tuple[Probe, ...]
+    """In the order in which they were tried."""
+    reachable: Mapping[str, float] = field(default_factory=dict)
+    """When the lowest level broke the SLO: the tightest limits that it would have kept."""
+    note: str = ""
+    """Why the search ended where it did, when that was not its tolerance."""
 
 
 @dataclass(frozen=True)
 class RungRecord:
     rung: int
     metrics: Metrics
+    """Where the level was searched: those of the knee, or of the lowest level if there is no knee."""
     score: Score
     wall_s: float
     engine: EngineStats | None = None
+    knees: tuple[Knee, ...] = ()
+    """One for each traffic scenario, where the level was searched."""
+    notes: tuple[str, ...] = ()
+    """What may have spoiled the measurement."""
+    cut: Failure | None = None
+    """Why the rung was ended before its end, if it was: ``violation`` is then what it had come to, at least."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
-from raytune_autotuner.objectives import rank
+from raytune_autotuner.objectives import rank, reachable
 from raytune_autotuner.records import Outcome, Parameters, TrialRecord
 from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
@@ -42,6 +42,13 @@ class Results:
         if self.verdict is None or self.verdict.kind == "WIN":
             return self.winner
         return self.baseline if self.baseline and self.baseline.outcome == "completed" else self.winner
+
+    @property
+    def reachable_slo(self) -> dict[str, float]:
+        """When nothing keeps the SLO: the tightest one that the trial which comes closest would have kept."""
+        if self.closest is None or not self.closest.rungs:
+            return {}
+        return reachable(self.closest.rungs[-1].metrics, self.task.optimization.slo)
 
     @property
     def search(self) -> tuple[TrialRecord, ...]:
@@ -105,6 +112,7 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "recommended": _entry(results.recommended) if results.recommended else None,
         "baseline": _entry(results.baseline) if results.baseline else None,
         "closest_to_slo": _entry(results.closest) if results.closest else None,
+        "reachable_slo": results.reachable_slo,
         "verdict": asdict(results.verdict) if results.verdict else None,
         "ledger": asdict(results.ledger),
         "interrupted": results.interrupted,
@@ -128,6 +136,7 @@ def _entry(record: TrialRecord) -> dict[str, Any]:
         "score": asdict(record.score) if record.score else None,
         "metrics": _metrics(record) if last else {},
         "rungs": [{"rung": r.rung, "score": asdict(r.score), "wall_s": round(r.wall_s, 3)} for r in record.rungs],
+        "knees": [asdict(knee) for knee in last.knees] if last else [],
         "phases": dict(record.phases),
         "charged": {phase: round(s, 1) for phase, s in charged(record).items()},
         "reused_from": asdict(record.reused_from) if record.reused_from else None,
@@ -172,6 +181,7 @@ def trials_csv(results: Results) -> str:
     """One row per trial; parameters as columns of their own."""
     names = sorted({name for r in results.records for name in r.parameters})
     columns = ["number", "trial", "purpose", "outcome", "reason", "rungs", "score", "unit", "slo_violation", "wall_s"]
+    columns += ["knee", "breaks"]
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow([*columns, *names])
@@ -193,7 +203,16 @@ def _row(record: TrialRecord) -> list[object]:
         score.unit if score else "",
         score.violation if score else "",
         round(record.wall_s, 1),
+        *_knees(record),
     ]
+
+
+def _knees(record: TrialRecord) -> tuple[str, str]:
+    """The level that keeps the SLO and the one that breaks it; one of each per scenario, where they were searched."""
+    knees = record.rungs[-1].knees if record.rungs else ()
+    sides = ([knee.level for knee in knees], [knee.breaks for knee in knees])
+    kept, breaks = (";".join("" if level is None else str(level) for level in side) for side in sides)
+    return kept, breaks
 
 
 def _cell(parameters: Parameters, name: str) -> object:

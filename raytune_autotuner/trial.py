@@ -22,6 +22,7 @@ from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import differences
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
 from raytune_autotuner.errors import EnvironmentFault, StorageFault, Superseded, TransientError, TrialInfeasible
+from raytune_autotuner.measuring import Bench, in_words, measure
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
     Endpoint,
@@ -216,23 +217,34 @@ class Trial:
         self._benchmarked("warmup", endpoint, rung, f"warmup-{time.monotonic_ns()}")
 
     def _measure(self, endpoint: Endpoint, rung: Rung) -> RungRecord:
-        self._announce("benchmark", "")
-        name = self._unused(f"rung-{rung.index}")
+        def run(one: Rung, name: str) -> Metrics:
+            self._announce("benchmark", name)
+            folder = self._unused("-".join(filter(None, (f"rung-{rung.index}", name))))
+            return self._benchmarked("benchmark", endpoint, one, folder)
+
+        begun = time.monotonic()
         with EngineMetrics(endpoint, self.job.deployment.engine) as scrape:
-            metrics, wall_s = self._benchmarked("benchmark", endpoint, rung, name)
-        record = RungRecord(rung.index, metrics, score(metrics, self.job.context), wall_s, scrape.stats())
+            found = measure(rung, Bench(self.job.context, self._deadline, run))
+        record = RungRecord(
+            rung=rung.index,
+            metrics=found.metrics,
+            score=replace(score(found.metrics, self.job.context), at=in_words(found.knees)),
+            wall_s=time.monotonic() - begun,
+            engine=scrape.stats(),
+            knees=found.knees,
+        )
         self._folder.save_rung(self.job.trial, record)
         return record
 
-    def _benchmarked(self, phase: str, endpoint: Endpoint, rung: Rung, name: str) -> tuple[Metrics, float]:
-        """The metrics and the wall time of one run of the client; what was not traffic is booked as ``client``."""
+    def _benchmarked(self, phase: str, endpoint: Endpoint, rung: Rung, name: str) -> Metrics:
+        """One run of the client; what was not traffic is booked as ``client``."""
         begun = time.monotonic()
         with self._workdir(name) as folder:
             metrics = self._benchmark.run(endpoint, rung, folder, self._deadline, self._check)
         wall_s = time.monotonic() - begun
         self._clock.enter("idle")
         self._clock.move(phase, "client", wall_s - metrics.traffic_s)
-        return metrics, wall_s
+        return metrics
 
     def _check(self) -> None:
         """Called about once a second during a benchmark."""

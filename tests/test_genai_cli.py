@@ -28,7 +28,6 @@ from raytune_autotuner.benchmarks.genai_cli import (
     argv,
     ignore_eos,
     keep,
-    merge,
     plain,
     request_parameters,
     secrets_of,
@@ -38,6 +37,7 @@ from raytune_autotuner.benchmarks.genai_output import parse_result
 from raytune_autotuner.benchmarks.genai_server import Command, GenaiServer, answers, connect, environment
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
+from raytune_autotuner.metrics import merge
 from raytune_autotuner.records import Endpoint, Load, Metrics, Rung
 from raytune_autotuner.task import spec
 from tests.fakes import tiny_tokenizer

@@ -34,6 +34,7 @@ def benchmark(text: str) -> str:
     return f"{HEAD}benchmark: {{{TOKENIZER}, {text}}}\n"
 
 
+GOODPUT = "optimization: {objective: maximize_goodput, slo: {e2e_s: 1}}\n"
 TP = "tp_size: {type: choice, values: [1, 2]}"
 
 MALFORMED = {
@@ -303,6 +304,53 @@ MALFORMED = {
         "parameters.",
         ["depends on itself", "tp_size -> "],
     ),
+    # Goodput.
+    "goodput without limits": (
+        optimization("objective: maximize_goodput, slo: {output_tokens_per_s: 5}"),
+        "optimization.slo (line 5)",
+        ["is missing", "ttft_s", "ttft_p99_s"],
+    ),
+    "attainment above all": (
+        optimization("slo: {ttft_s: 1, slo_attainment: 1.5}"),
+        "optimization.slo.slo_attainment (line 5)",
+        ["at most 1"],
+    ),
+    "attainment of nothing": (
+        optimization("slo: {slo_attainment: 0.5}"),
+        "optimization.slo.slo_attainment (line 5)",
+        ["needs a limit", "ttft_s, tpot_s, e2e_s"],
+    ),
+    "limit on a request in weights": (
+        optimization("objective: weighted, weights: {ttft_s: 1}"),
+        "optimization.weights.ttft_s (line 5)",
+        ["no such metric"],
+    ),
+    "capacity of a fixed level": (
+        benchmark("capacity: {max: 8}"),
+        "benchmark.capacity (line 4)",
+        ["no effect", "maximize_goodput"],
+    ),
+    "tolerance of a fixed level": (
+        benchmark("rungs: [{tolerance: 0.5}]"),
+        "benchmark.rungs[0].tolerance (line 4)",
+        ["no effect"],
+    ),
+    "lowest above highest": (
+        benchmark("capacity: {min: 9, max: 8}") + GOODPUT,
+        "benchmark.capacity.max (line 4)",
+        ["8 is less than the lowest level, 9"],
+    ),
+    "levels of a searched rung": (
+        benchmark("rungs: [{num_concurrency: [1]}]") + GOODPUT,
+        "benchmark.rungs[0].num_concurrency (line 4)",
+        ["no effect", "searches the level"],
+    ),
+    "goodput of batches": (
+        benchmark("task: text-to-embeddings") + GOODPUT,
+        "optimization.objective (line 5)",
+        ["one request at a time"],
+    ),
+    "tolerance": (benchmark("capacity: {tolerance: 0}") + GOODPUT, "benchmark.capacity.tolerance (line 4)", ["0"]),
     # Backends.
     "no base runtime": ("task_name: t\nmodel: {name: m}\n" + BENCHMARK, "base_runtime", ["is missing", "ome"]),
     "runtime with ome": (BASE + "runtime: {args: [--x]}\n", "runtime (line 5)", ["backend local"]),

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from raytune_autotuner.planning.checks import load_checked
 from raytune_autotuner.planning.plan import Plan, duration, ladder, make_plan, render
-from raytune_autotuner.records import Load, Rung, from_json, to_json
+from raytune_autotuner.records import LevelSearch, Load, Rung, from_json, to_json
 from raytune_autotuner.task.spec import Task
 
 SIMPLE = Path(__file__).parent.parent / "configs" / "simple_task.json"
@@ -161,3 +161,33 @@ def test_is_a_record() -> None:
 def test_duration(seconds: float, text: str) -> None:
     """Durations read as people say them."""
     assert duration(seconds) == text
+
+
+GOODPUT = ("optimization.objective=maximize_goodput", "optimization.slo={ttft_s: 1.0, tpot_p95_s: 0.05}")
+
+
+def test_goodput_searches_the_level_in_every_rung() -> None:
+    """The short rung doubles only; both begin at the lowest level of the task, and the plan says how many loads."""
+    overrides = (*GOODPUT, ASHA, "benchmark.capacity={max: 64, tolerance: 0.2}", "benchmark.repeats=2")
+    load = Load("D(100,100)", 1)
+    assert ladder(task(*overrides)) == (
+        Rung(0, (load,), 8, 10, levels=LevelSearch(1, 64, 1.0)),
+        Rung(1, (load,), 50, 10, 2, levels=LevelSearch(1, 64, 0.2)),
+    )
+    p = plan(*overrides)
+    text = shown(p)
+    assert "1 to 64, at most 7" in text
+    assert any("at most 10 loads per scenario" in note for note in p.notes)
+    assert any("only the lowest, 1, is used" in note for note in p.notes)
+    assert p.trial_s[0] < p.trial_s[1]
+
+
+def test_rungs_of_a_searched_level_can_be_written() -> None:
+    """With a tolerance of their own; without a scheduler there is one rung, and none is short of no requests."""
+    written = ladder(task(*GOODPUT, "benchmark.rungs=[{max_requests: 5, tolerance: 0.5}, {max_minutes: 3}]"))
+    assert [(rung.max_requests, rung.max_minutes, rung.levels) for rung in written] == [
+        (5, 10, LevelSearch(1, 512, 0.5)),
+        (50, 3, LevelSearch(1, 512, 0.1)),
+    ]
+    assert len(ladder(task(*GOODPUT, "benchmark.capacity={min: 4}"))) == 1
+    assert len(ladder(task(*GOODPUT, ASHA, "benchmark.max_requests_per_iteration=1"))) == 1

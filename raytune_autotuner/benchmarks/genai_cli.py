@@ -13,8 +13,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -34,8 +33,8 @@ from raytune_autotuner.benchmarks.genai_output import (
 from raytune_autotuner.benchmarks.genai_server import Command, GenaiServer, answers, log_tail
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import TransientError, TrialInfeasible
-from raytune_autotuner.metrics import error_ratio, summarise
-from raytune_autotuner.records import Endpoint, Load, LoadMetrics, Metrics, RequestSamples, Rung
+from raytune_autotuner.metrics import error_ratio, merge
+from raytune_autotuner.records import Endpoint, Load, LoadMetrics, Metrics, Rung
 from raytune_autotuner.task import spec
 
 PLACEHOLDER_KEY = "none"
@@ -279,32 +278,6 @@ def with_dropped(metrics: LoadMetrics, dropped: int) -> LoadMetrics:
     codes = {**metrics.error_codes, "dropped": dropped}
     values = {**metrics.values, "error_ratio": error_ratio(errors, metrics.completed)}
     return replace(metrics, errors=errors, error_codes=codes, values=values)
-
-
-def merge(repeats: Sequence[LoadMetrics]) -> LoadMetrics:
-    """The same load measured several times as one: all requests together, genai-bench's own figures averaged."""
-    first, errors = repeats[0], sum(each.errors for each in repeats)
-    completed = sum(each.completed for each in repeats)
-    if len(repeats) == 1:
-        return first
-    samples = RequestSamples(
-        *(tuple(chain.from_iterable(getattr(each.samples, column) for each in repeats)) for column in _COLUMNS)
-    )
-    names = set.intersection(*(set(each.reported) for each in repeats))
-    return LoadMetrics(
-        load=first.load,
-        concurrency=first.concurrency,
-        completed=completed,
-        errors=errors,
-        duration_s=sum(each.duration_s for each in repeats),
-        values=summarise(samples, first.concurrency, error_ratio(errors, completed)),
-        samples=samples,
-        error_codes=dict(sum((Counter(each.error_codes) for each in repeats), Counter[str]())),
-        reported={name: sum(each.reported[name] for each in repeats) / len(repeats) for name in sorted(names)},
-    )
-
-
-_COLUMNS = tuple(RequestSamples.__dataclass_fields__)
 
 
 def _file_name(load: Load) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 from raytune_autotuner.anchor import label_value, labels
 from raytune_autotuner.backends.ome_manifest import SecretKey
-from raytune_autotuner.benchmarks.genai_cli import merge, secrets_of, with_dropped
+from raytune_autotuner.benchmarks.genai_cli import secrets_of, with_dropped
 from raytune_autotuner.benchmarks.genai_output import (
     REDACTED,
     dropped_requests,
@@ -35,6 +35,7 @@ from raytune_autotuner.benchmarks.ome_run import JobRun, Limits, Place, pods_of
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, Problem, TransientError, TrialInfeasible
 from raytune_autotuner.kube import BENCHMARK_JOB, POD, PVC, Cluster, Manifest, Rejected, Unreachable
+from raytune_autotuner.metrics import merge
 from raytune_autotuner.records import Endpoint, Load, LoadMetrics, Metrics, Rung, TrialId
 from raytune_autotuner.render import render
 from raytune_autotuner.task import spec

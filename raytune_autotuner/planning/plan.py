@@ -11,14 +11,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raytune_autotuner.capacity import most_probes
 from raytune_autotuner.engines import Engine, gpu_count
+from raytune_autotuner.objectives import OBJECTIVES
+from raytune_autotuner.planning.levels import SHORT_REQUESTS, capacity_search, searching_ladder
 from raytune_autotuner.planning.space import MAX_CANDIDATES, Space
 from raytune_autotuner.records import Load, Parameters, Rung
 from raytune_autotuner.task import scenarios
 from raytune_autotuner.task.spec import Benchmark, Task
 
-SHORT_WAVES, SHORT_REQUESTS = 2, 8
-"""The short rung lets every client send this many requests, and sends at least so many in all."""
+SHORT_WAVES = 2
+"""The short rung lets every client send this many requests, and at least ``SHORT_REQUESTS`` in all."""
 DEPLOY_S = {"local": (5.0, 120.0), "ome": (60.0, 600.0)}
 """From nothing to a ready engine and back, at best and at worst."""
 BEST_PREFILL_TOKENS_PER_S, BEST_TPOT_S = 20_000.0, 0.005
@@ -59,6 +62,8 @@ class Plan:
 def ladder(task: Task) -> tuple[Rung, ...]:
     """The rungs of a trial: as written out, else the whole workload, after a short run where trials may be stopped."""
     benchmark = task.benchmark
+    if OBJECTIVES[task.optimization.objective].searches_level:
+        return searching_ladder(task)
     if benchmark.rungs is not None:
         return tuple(_written(benchmark, n) for n in range(len(benchmark.rungs)))
     whole = _loads(benchmark.scenarios, benchmark.levels)
@@ -122,7 +127,7 @@ def make_plan(task: Task, engine: Engine) -> Plan:
         total_s=(work_s[0] / at_once, work_s[1] / at_once),
         gpu_hours=gpu_hours,
         cost=(gpu_hours[0] * price, gpu_hours[1] * price) if price else None,
-        notes=tuple(_notes(task, engine, points, grid_points)),
+        notes=(*_notes(task, engine, points, grid_points), *_search_notes(task)),
         assumptions=tuple(_assumptions(task)),
     )
 
@@ -168,8 +173,8 @@ def _durations(task: Task, rungs: Sequence[Rung], points: int, confirm: tuple[in
 def _rung_s(benchmark: Benchmark, rung: Rung) -> Span:
     bound_s = 60.0 * rung.max_minutes
     best = sum(min(bound_s, _load_s(benchmark, load, rung.max_requests)) for load in rung.loads)
-    overhead_s = CLIENT_S * len(rung.loads)
-    return rung.repeats * (best + overhead_s), rung.repeats * (bound_s * len(rung.loads) + overhead_s)
+    most = len(rung.loads) * (most_probes(rung.levels) if rung.levels else 1)
+    return rung.repeats * (best + CLIENT_S * len(rung.loads)), rung.repeats * most * (bound_s + CLIENT_S)
 
 
 def _load_s(benchmark: Benchmark, load: Load, requests: int) -> float:
@@ -200,6 +205,19 @@ def _notes(task: Task, engine: Engine, points: int, grid_points: int | None) -> 
         yield f"a grid of {grid_points} is sampled evenly: {points} points"
     elif grid_points is not None and grid_points < iterations:
         yield f"there are {grid_points} configurations, fewer than max_iterations ({iterations}): each is tried once"
+
+
+def _search_notes(task: Task) -> Iterator[str]:
+    """Of an objective that searches the level of concurrency."""
+    if not OBJECTIVES[task.optimization.objective].searches_level:
+        return
+    search, levels = capacity_search(task), task.benchmark.levels
+    yield (
+        f"the level is searched from {search.low} to {search.high}, to within {search.tolerance:.0%}: at most "
+        f"{most_probes(search)} loads per scenario"
+    )
+    if len(levels) > 1:
+        yield f"of benchmark.num_concurrency only the lowest, {min(levels)}, is used: the search begins there"
 
 
 def _assumptions(task: Task) -> Iterator[str]:
@@ -264,6 +282,8 @@ def _rung_table(rungs: Sequence[Rung]) -> Table:
     for rung in rungs:
         texts = dict.fromkeys(load.scenario for load in rung.loads)
         levels = dict.fromkeys(str(load.level) for load in rung.loads)
+        if rung.levels is not None:
+            levels = {f"{rung.levels.low} to {rung.levels.high}, at most {most_probes(rung.levels)}": None}
         numbers = (str(n) for n in (rung.max_requests, rung.max_minutes, rung.repeats))
         table.add_row(str(rung.index + 1), Text(" ".join(texts)), " ".join(levels), *numbers)
     return table

@@ -6,8 +6,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from raytune_autotuner.goodput import ATTAINMENT, PER_REQUEST, request_limits
 from raytune_autotuner.metrics import METRICS
-from raytune_autotuner.objectives import OBJECTIVES
+from raytune_autotuner.objectives import OBJECTIVES, upper_limits
+from raytune_autotuner.planning.levels import capacity_search
 from raytune_autotuner.task import scenarios, taskfile
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.task.taskfile import Fault, meant
@@ -24,6 +26,9 @@ def _objective(task: Task) -> Iterator[Fault]:
     elif OBJECTIVES[name].needs_output_tokens and not _has_output(task):
         valid = ", ".join(name for name, o in OBJECTIVES.items() if not o.needs_output_tokens)
         yield at, f"{task.benchmark.task} has no output tokens, which {name} needs; valid are {valid}"
+    elif OBJECTIVES[name].searches_level and not upper_limits(optimization.slo):
+        valid = "ttft_s, tpot_s, e2e_s for every single request, or a statistic such as ttft_p99_s"
+        yield ("optimization", "slo"), f"is missing; {name} asks what keeps it: write limits on {valid}"
     if name == "minimize_cost" and optimization.price_per_gpu_hour is None:
         yield ("optimization", "price_per_gpu_hour"), "is missing; the objective minimize_cost needs it"
 
@@ -44,12 +49,42 @@ def _metrics(task: Task) -> Iterator[Fault]:
     for part, values in (("slo", task.optimization.slo), ("weights", task.optimization.weights or {})):
         for name, value in values.items():
             at = ("optimization", part, name)
-            if name not in METRICS:
-                yield at, f"there is no such metric{meant(name, METRICS)}; valid are {', '.join(METRICS)}"
-            elif name.startswith(("tpot_", "output_tokens_")) and not _has_output(task):
+            known = (*METRICS, *PER_REQUEST) if part == "slo" else tuple(METRICS)
+            if name not in known:
+                yield at, f"there is no such metric{meant(name, known)}; valid are {', '.join(known)}"
+            elif name.startswith(("tpot_", "output_tokens_", "goodput_tokens_")) and not _has_output(task):
                 yield at, f"{task.benchmark.task} has no output tokens to measure this on"
             elif value <= 0:
                 yield at, f"found {value:g}; it must be more than 0"
+            elif name == ATTAINMENT and part == "slo":
+                yield from _attainment(task, value)
+
+
+def _attainment(task: Task, value: float) -> Iterator[Fault]:
+    at = ("optimization", "slo", ATTAINMENT)
+    if value > 1:
+        yield at, f"found {value:g}; it is the share of requests that keep their limits, at most 1"
+    if not request_limits(task.optimization.slo):
+        yield at, f"needs a limit that a request keeps by itself; valid are {', '.join(PER_REQUEST)}"
+
+
+def _capacity(task: Task) -> Iterator[Fault]:
+    """Of objectives that search the level."""
+    benchmark, name = task.benchmark, task.optimization.objective
+    searched = name in OBJECTIVES and OBJECTIVES[name].searches_level
+    at = ("benchmark", "capacity")
+    if searched and benchmark.batched:
+        yield ("optimization", "objective"), f"searches the concurrency, and {benchmark.task} has one request at a time"
+    if benchmark.capacity is not None and not searched:
+        valid = ", ".join(each for each, objective in OBJECTIVES.items() if objective.searches_level)
+        yield at, f"has no effect on the objective {name}; it is for {valid}"
+    elif searched and (search := capacity_search(task)).low > search.high:
+        yield (*at, "max"), f"{search.high} is less than the lowest level, {search.low}"
+    for n, rung in enumerate(benchmark.rungs or ()):
+        if searched and rung.num_concurrency is not None:
+            yield ("benchmark", "rungs", n, "num_concurrency"), f"has no effect: {name} searches the level"
+        if not searched and rung.tolerance is not None:
+            yield ("benchmark", "rungs", n, "tolerance"), f"has no effect on the objective {name}"
 
 
 def _has_output(task: Task) -> bool:
@@ -192,7 +227,8 @@ def _json_file(path: Path, at: tuple[str, ...]) -> Iterator[Fault]:
 
 TaskRule = Callable[[Task], Iterable[Fault]]
 TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
-    _objective: ("optimization.objective", "optimization.price_per_gpu_hour", "benchmark.task"),
+    _objective: ("optimization.objective", "optimization.price_per_gpu_hour", "optimization.slo", "benchmark.task"),
+    _capacity: ("optimization.objective", "benchmark"),
     _weights: ("optimization.objective", "optimization.weights"),
     _metrics: ("benchmark.task",),
     _scheduler: ("optimization.scheduler", "benchmark.rungs"),

@@ -76,7 +76,11 @@ class Optimization(Model):
     weights: dict[Metric, float] | None = Field(
         None, description="objective `weighted`: relative importance by metric; a weighted geometric mean"
     )
-    slo: dict[Metric, float] = Field(default_factory=dict, description="limits by metric, e.g. ttft_p99_s: 1.0")
+    slo: dict[Metric, float] = Field(
+        default_factory=dict,
+        description="limits by metric, e.g. ttft_p99_s: 1.0; on every single request: ttft_s, tpot_s and e2e_s, which "
+        "the share slo_attainment of the requests (0.9) has to keep",
+    )
     max_iterations: int = Field(20, ge=1, le=100_000, description="trials proposed by the search, at most")
     timeout_per_iteration: int = Field(1800, ge=1, description="seconds for one trial, from deploy to last result")
     scheduler: Asha | Literal["none"] = Field("none", description="`none`, or `{type: asha}`: stop bad trials early")
@@ -84,6 +88,16 @@ class Optimization(Model):
     max_concurrent_trials: int | None = Field(None, ge=1, description="default: as many as the resources allow")
     price_per_gpu_hour: float | None = Field(None, gt=0, description="money; for the objective minimize_cost")
     confirm: Confirm = Field(Confirm(), description="the winner is measured against the baseline again")
+
+
+class Capacity(Model):
+    """Where the knee of the objectives ``maximize_goodput`` and ``maximize_goodput_tokens`` is looked for."""
+
+    min: int | None = Field(None, ge=1, le=100_000, description="the lowest level; default: that of num_concurrency")
+    max: int = Field(512, ge=1, le=100_000, description="the highest level that is tried")
+    tolerance: float = Field(
+        0.1, gt=0, le=1, description="the level that breaks the SLO lies at most this share above the one that keeps it"
+    )
 
 
 class RungSpec(Model):
@@ -97,6 +111,7 @@ class RungSpec(Model):
     )
     max_requests: int | None = Field(None, ge=1, description="per scenario and level")
     max_minutes: int | None = Field(None, ge=1, description="MINUTES per scenario and level")
+    tolerance: float | None = Field(None, gt=0, le=1, description="of the search for the highest level")
 
 
 TaskName = Literal[
@@ -133,6 +148,10 @@ class Benchmark(Model):
         (),
         description="text-to-embeddings and text-to-rerank: levels of batch size, in place of num_concurrency; "
         "default: 1, 8, 32",
+    )
+    capacity: Capacity | None = Field(
+        None,
+        description="objectives maximize_goodput…: between which levels the highest one is searched that keeps the SLO",
     )
     max_time_per_iteration: int = Field(10, ge=1, description="MINUTES per scenario and level, as in genai-bench")
     max_requests_per_iteration: int = Field(

@@ -1,0 +1,168 @@
+"""Measures the rungs of one deployment, each load by itself.
+
+A rung is its loads one after the other, or, where the objective is about the level of concurrency, a search for the
+highest level that keeps the SLO (see ``capacity``) with one load for each level that is tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from raytune_autotuner.capacity import next_level
+from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.errors import TrialInfeasible
+from raytune_autotuner.goodput import with_goodput
+from raytune_autotuner.metrics import merge
+from raytune_autotuner.objectives import Context, reachable, upper_limits, violation
+from raytune_autotuner.records import Knee, Load, Metrics, Probe, Rung
+
+TIME_FACTOR = 1.5
+"""Another level is tried when this many times the longest load so far fits into what is left of the trial."""
+OVERLOAD = ("request_errors", "timeout")
+"""What a level is too high for, when a lower one has worked."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one rung has come to."""
+
+    metrics: Metrics
+    knees: tuple[Knee, ...] = ()
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What the measuring of a rung needs of its trial."""
+
+    context: Context
+    deadline: Deadline
+    run: Callable[[Rung, str], Metrics]
+    """Measures one load once; the text is a name for it within the rung, empty when it is the rung's only one."""
+
+    @property
+    def slo(self) -> dict[str, float]:
+        return self.context.optimization.slo
+
+
+def measure(rung: Rung, bench: Bench) -> Measured:
+    """One rung; raises what a benchmark raises (see ``benchmarks.Benchmark``)."""
+    found = _searched(rung, bench) if rung.levels is not None else _fixed(rung, bench)
+    return replace(found, metrics=with_goodput(found.metrics, bench.slo))
+
+
+def _fixed(rung: Rung, bench: Bench) -> Measured:
+    alone = len(rung.loads) == 1
+    loads = [_load(rung, load, bench, "" if alone else f"load-{n}") for n, load in enumerate(rung.loads)]
+    return Measured(_together(rung, loads, loads))
+
+
+def _load(rung: Rung, load: Load, bench: Bench, name: str) -> Metrics:
+    """One load, as often as the rung says, as one."""
+    one = replace(rung, loads=(load,), repeats=1, levels=None)
+    names = [name] if rung.repeats == 1 else [f"{name}-repeat-{n}".lstrip("-") for n in range(rung.repeats)]
+    found = [bench.run(one, each) for each in names]
+    merged = merge([metrics.loads[0] for metrics in found])
+    return replace(_together(rung, found, found), loads=(merged,))
+
+
+def _together(rung: Rung, kept: list[Metrics], all_: list[Metrics]) -> Metrics:
+    """The loads of some, with the time of all."""
+    traffic_s = sum(metrics.traffic_s for metrics in all_)
+    overhead_s = sum(metrics.client_overhead_s for metrics in all_)
+    return Metrics(rung.index, tuple(load for metrics in kept for load in metrics.loads), traffic_s, overhead_s)
+
+
+def _searched(rung: Rung, bench: Bench) -> Measured:
+    searches = [
+        _Search(rung, load, bench, f"load-{n}-" if len(rung.loads) > 1 else "") for n, load in enumerate(rung.loads)
+    ]
+    knees = tuple(search.run() for search in searches)
+    runs = [metrics for search in searches for metrics in search.runs]
+    return Measured(_together(rung, [search.best for search in searches], runs), knees)
+
+
+class _Search:
+    """The search for the knee of one traffic scenario."""
+
+    def __init__(self, rung: Rung, load: Load, bench: Bench, prefix: str) -> None:
+        assert rung.levels is not None
+        self._rung, self._load, self._bench, self._prefix = rung, load, bench, prefix
+        self._levels = rung.levels
+        self._limits = upper_limits(bench.slo)
+        self._probes: list[Probe] = []
+        self._measured: dict[int, Metrics] = {}
+        self._longest_s = 0.0
+
+    @property
+    def runs(self) -> list[Metrics]:
+        return list(self._measured.values())
+
+    @property
+    def best(self) -> Metrics:
+        """Of the knee; of the lowest level when there is none."""
+        return self._measured[self._kept or self._levels.low]
+
+    @property
+    def _kept(self) -> int | None:
+        return max((probe.level for probe in self._probes if probe.kept), default=None)
+
+    @property
+    def _broken(self) -> int | None:
+        return min((probe.level for probe in self._probes if not probe.kept), default=None)
+
+    def run(self) -> Knee:
+        """Raises what the load at the lowest level raises: a configuration that fails there cannot work."""
+        note = ""
+        while (level := next_level(self._levels, self._kept, self._broken)) is not None:
+            if self._probes and self._bench.deadline.remaining() < TIME_FACTOR * self._longest_s:
+                note = f"the time of the trial did not suffice to try {level}"
+                break
+            if (probe := self._probe(level)) is None:
+                note = f"the time of the trial was over at {level}"
+                break
+            self._probes.append(probe)
+        if self._broken is None and not note:
+            note = f"{self._levels.high} is the highest level that may be tried"
+        lost = reachable(self.best, self._bench.slo) if self._kept is None else {}
+        return Knee(self._load.scenario, self._kept, self._broken, tuple(self._probes), lost, note)
+
+    def _probe(self, level: int) -> Probe | None:
+        """``None`` when the trial's time was over before the level had shown what it can."""
+        before_s = self._bench.deadline.remaining()
+        load = Load(self._load.scenario, level)
+        try:
+            metrics = _load(self._rung, load, self._bench, f"{self._prefix}level-{level}")
+        except TrialInfeasible as fault:
+            if not self._probes or fault.kind not in OVERLOAD:
+                raise
+            spent_s = before_s - self._bench.deadline.remaining()
+            return None if self._bench.deadline.expired else _failed(level, fault, spent_s)
+        self._longest_s = max(self._longest_s, before_s - self._bench.deadline.remaining())
+        self._measured[level] = metrics
+        return _judged(with_goodput(metrics, self._bench.slo), self._limits)
+
+
+def _judged(metrics: Metrics, limits: dict[str, float]) -> Probe:
+    (load,) = metrics.loads
+    excess, worst = violation(metrics, limits)
+    requests, tokens = (load.values.get(f"goodput_{name}_per_s") for name in ("requests", "tokens"))
+    return Probe(load.load.level, excess == 0, worst, requests, tokens, metrics.traffic_s)
+
+
+def _failed(level: int, fault: TrialInfeasible, spent_s: float) -> Probe:
+    return Probe(level, False, f"{fault.kind}: {fault.reason}", None, None, spent_s)
+
+
+def in_words(knees: tuple[Knee, ...]) -> str:
+    """Where the knee is and what breaks the SLO above it; empty where no level was searched."""
+    said = [f"{knee.scenario} {_in_words(knee)}" if len(knees) > 1 else _in_words(knee) for knee in knees]
+    return "; ".join(said)
+
+
+def _in_words(knee: Knee) -> str:
+    worst = next((probe.worst for probe in knee.probes if probe.level == knee.breaks), "")
+    if knee.level is None:
+        return f"no level keeps the SLO: {knee.breaks} breaks {worst}"
+    above = f"; {knee.breaks} breaks {worst}" if knee.breaks else ""
+    return f"at {knee.level} in flight{above}" + (f"; {knee.note}" if knee.note else "")

@@ -140,7 +140,7 @@ def _tune(setup: Setup, past: Past, gate: ExperimentGate, queue: PlacedQueue, fo
     proposer = Proposer(
         make_source(task, space, past.lessons()),
         fallback=RandomSource(space, task.optimization.seed + 1) if space.dimensions else None,
-        limits=Limits(task.optimization.max_iterations),
+        limits=Limits(task.optimization.max_iterations, task.optimization.baseline_every),
         gate=gate,
         past=past,
         queue=queue,

@@ -10,6 +10,7 @@ from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.history import over
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
+from raytune_autotuner.ranking import rank
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import utc_now
@@ -52,6 +53,10 @@ class ExperimentGate:
             self._repeated.add(config)
             with suppress(StorageFault):  # a saving that nobody hears of
                 self._setup.folder.save_repeated(self._repeated)
+
+    def champion(self) -> Parameters | None:
+        winner = rank(self._setup.folder.records(), self._setup.task).winner
+        return winner.parameters if winner else None
 
     def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
         return self._confirmation.wanted(self._setup.folder.records(), baseline, winner)

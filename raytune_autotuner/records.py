@@ -46,6 +46,11 @@ class TrialId:
     repeat: int = 0
 
     @property
+    def again(self) -> bool:
+        """Whether it measures the whole workload of a configuration that has a trial of its own."""
+        return self.purpose in ("control", "confirm")
+
+    @property
     def name(self) -> str:
         return f"{self.purpose}-{self.config}" + (f"-{self.repeat}" if self.repeat else "")
 

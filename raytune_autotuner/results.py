@@ -14,7 +14,8 @@ from typing import Any
 
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
-from raytune_autotuner.objectives import rank, reachable
+from raytune_autotuner.objectives import reachable
+from raytune_autotuner.ranking import Ranking, rank
 from raytune_autotuner.records import Outcome, Parameters, TrialRecord
 from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
@@ -33,6 +34,7 @@ class Results:
     closest: TrialRecord | None
     """When nothing keeps the SLO: the trial that comes closest to it."""
     verdict: Verdict | None
+    ranking: Ranking
     ledger: Ledger
     interrupted: bool
 
@@ -59,26 +61,21 @@ def load_results(folder: ExperimentFolder, task: Task) -> Results:
     """Everything known of an experiment so far."""
     records = tuple(folder.records())
     baseline = next((r for r in records if r.trial.purpose == "baseline"), None)
-    finished = [r for r in records if r.trial.purpose != "confirm" and r.outcome == "completed" and r.score]
-    ordered = sorted(finished, key=_rank)
-    feasible = [r for r in ordered if r.score and r.score.violation == 0]
-    winner = feasible[0] if feasible else None
+    ranking = rank(records, task)
+    ordered = ranking.order
+    winner = ranking.winner
     return Results(
         experiment=folder.name,
         task=task,
         records=records,
         baseline=baseline,
         winner=winner,
-        closest=ordered[0] if ordered and not feasible else None,
+        closest=ordered[0] if ordered and winner is None else None,
         verdict=_verdict(task, records, baseline, winner),
+        ranking=ranking,
         ledger=ledger(records, _terms(task, folder)),
         interrupted=folder.stop_requested(),
     )
-
-
-def _rank(record: TrialRecord) -> tuple[float, float]:
-    assert record.score is not None
-    return rank(record.score)
 
 
 def _verdict(
@@ -114,6 +111,7 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "closest_to_slo": _entry(results.closest) if results.closest else None,
         "reachable_slo": results.reachable_slo,
         "verdict": asdict(results.verdict) if results.verdict else None,
+        "drift": {"found": results.ranking.drift.significant, "reason": results.ranking.drift.words},
         "ledger": asdict(results.ledger),
         "interrupted": results.interrupted,
         "seed": results.task.optimization.seed,

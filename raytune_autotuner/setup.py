@@ -67,7 +67,7 @@ class Setup:
         job = Job(
             deployment=self._deployment(trial, parameters),
             number=number,
-            rungs=self.rungs[-1:] if trial.purpose == "confirm" else self.rungs,
+            rungs=self.rungs[-1:] if trial.again else self.rungs,
             warmup_requests=self.task.benchmark.warmup_requests,
             context=Context(self.gpus(parameters), self.task.optimization),
             timeout_s=float(self.task.optimization.timeout_per_iteration),

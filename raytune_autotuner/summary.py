@@ -50,7 +50,7 @@ def summarise(
 ) -> Summary:
     """The standing of an experiment from the records of the trials that have ended."""
     records = list(records)
-    measured = [r for r in records if r.trial.purpose != "confirm" and r.outcome == "completed" and r.score]
+    measured = [r for r in records if not r.trial.again and r.outcome == "completed" and r.score]
     scores = sorted((r.score for r in measured if r.score and not r.score.violation), key=rank)
     spent: Counter[str] = Counter()
     for record in records:

@@ -74,6 +74,11 @@ class Fence:
     records: dict[str, TrialRecord] = field(default_factory=dict)
     asks: list[Sequence[Ask]] = field(default_factory=list)
     """What the verdict wants to be measured, each time that it is asked."""
+    finished: list[tuple[float, float, Parameters]] = field(default_factory=list)
+    """Violation, loss and configuration of the trials that went to the end."""
+
+    def champion(self) -> Parameters | None:
+        return min(self.finished, key=lambda each: each[:2])[2] if self.finished else None
 
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         self.refused.append((proposal, failure))
@@ -101,6 +106,7 @@ class Driver:
     proposer: Proposer
     gate: Fence
     asked: int = 0
+    running: dict[str, Proposal] = field(default_factory=dict)
 
     @property
     def refused(self) -> list[tuple[Proposal, Failure]]:
@@ -111,7 +117,8 @@ class Driver:
         name = f"t{self.asked}"
         config = self.proposer.suggest(name)
         assert isinstance(config, dict), config
-        return name, Proposal.from_config(config)
+        self.running[name] = Proposal.from_config(config)
+        return name, self.running[name]
 
     def end(self, name: str, losses: list[float], outcome: str | None = "completed", violation: float = 0.0) -> None:
         for n, loss in enumerate(losses, 1):
@@ -119,6 +126,8 @@ class Driver:
             result = report(score_of(loss, violation), n, ended, 2.0)  # type: ignore[arg-type]
             if n < len(losses):
                 self.proposer.on_trial_result(name, result)
+        if outcome == "completed" and not self.running[name].trial.again:
+            self.gate.finished.append((violation, losses[-1], self.running[name].parameters))
         if not losses:
             result = report(None, 0, outcome, 2.0)  # type: ignore[arg-type]
         self.proposer.on_trial_complete(name, result)
@@ -138,12 +147,13 @@ def driver(
     fallback: Any = None,
     max_trials: int = 10,
     confirm_repeats: int = 0,
+    control_every: int | None = None,
     problem: Callable[[Parameters], Failure | None] = lambda parameters: None,
     past: Past = Past(),  # noqa: B008 - a value
 ) -> Driver:
     gate = Fence(problem, stop)
     gate.asks.append(schedule(confirm_repeats, ()))
-    limits = Limits(max_trials)
+    limits = Limits(max_trials, control_every)
     proposer = Proposer(source, fallback=fallback, limits=limits, gate=gate, past=past, clock=lambda: 100.0)
     return Driver(proposer, gate)
 
@@ -281,6 +291,49 @@ def test_a_stopped_trial_is_told_as_the_last_rung_would_have_shown_it() -> None:
     d.end(d.ask()[0], [2.0, 4.0])
     d.end(d.ask()[0], [3.0], None)
     assert list(spy.told.values()) == [scalar(4.0, 0.0), scalar(6.0, 0.0)]
+
+
+def test_the_baseline_is_measured_again_in_the_midst_of_the_search() -> None:
+    """After every second trial here; its value is its own affair, and no source hears of it."""
+    spy = Spy([{"a": n} for n in range(5)])
+    d = driver(spy, control_every=2)
+    asked = []
+    for _ in range(8):
+        name, proposal = d.ask()
+        asked.append((proposal.trial.purpose, proposal.trial.repeat))
+        d.end(name, [1.0])
+    assert d.finished()
+    assert asked == [("baseline", 0), S, S, ("control", 1), S, S, ("control", 2), S]
+    assert len(spy.told) == 5
+
+
+S = ("search", 0)
+
+
+def test_a_search_that_goes_on_counts_the_controls_of_before() -> None:
+    """Those that are still open included."""
+    past = [Proposal(TrialId("baseline", config_hash({})), 0, {}, 0.0)]
+    past += [Proposal(TrialId("search", config_hash({"a": n})), n, {"a": n}, 0.0) for n in range(1, 5)]
+    ended = tuple(record_of(proposal, [1.0]) for proposal in past)
+    opened = Proposal(TrialId("control", config_hash({}), 1), 5, {}, 0.0)
+    d = driver(Spy([{"a": 9}, {"a": 10}]), control_every=2, past=Past(ended, (opened,)))
+    purposes = []
+    for _ in range(4):
+        name, proposal = d.ask()
+        purposes.append((proposal.trial.purpose, proposal.trial.repeat))
+        d.end(name, [1.0])
+    assert purposes == [("control", 1), ("control", 2), S, S]
+
+
+def test_without_a_baseline_that_works_it_is_not_measured_again() -> None:
+    """It would fail again."""
+    d = driver(Spy([{"a": 1}, {"a": 2}]), control_every=1)
+    d.end(d.ask()[0], [], "infeasible")
+    for _ in range(2):
+        name, proposal = d.ask()
+        assert proposal.trial.purpose == "search"
+        d.end(name, [1.0])
+    assert d.finished()
 
 
 def test_a_trial_whose_place_is_gone_before_it_began_is_begun_again() -> None:
@@ -471,6 +524,7 @@ def test_confirming_runs_go_on_until_the_verdict_stands() -> None:
     losses = [9.0, 5.0, 9.0, 5.0]
     ended = tuple(record_of(p, [loss, loss]) for p, loss in zip(past, losses, strict=True))
     d = driver(ListSource([]), past=Past(ended))
+    d.gate.finished.append((0.0, 5.0, {"a": 1}))
     d.gate.asks = [[Ask("winner", "n1")], [Ask("baseline", "n2"), Ask("winner")], []]
     name, first = d.ask()
     assert d.proposer.suggest("early") is None

@@ -107,10 +107,10 @@ def make_plan(task: Task, engine: Engine) -> Plan:
     points = (
         task.optimization.max_iterations if grid_points is None else min(task.optimization.max_iterations, grid_points)
     )
-    confirm = task.optimization.confirm.runs if points else (0, 0)
+    again = _again(task, points)
     rungs = ladder(task)
     gpus = _gpus(task, engine, examples)
-    trial_s, work_s = _durations(task, rungs, points, confirm)
+    trial_s, work_s = _durations(task, rungs, points, again)
     at_once = task.optimization.max_concurrent_trials or 1
     gpu_hours = (work_s[0] * gpus[0] / 3600, work_s[1] * gpus[1] / 3600)
     price = task.optimization.price_per_gpu_hour
@@ -120,7 +120,7 @@ def make_plan(task: Task, engine: Engine) -> Plan:
         strategy=task.optimization.strategy,
         points=points,
         grid_points=grid_points,
-        trials=1 + points + confirm[1],
+        trials=1 + points + again[1],
         rungs=rungs,
         gpus=gpus,
         trial_s=trial_s,
@@ -130,6 +130,14 @@ def make_plan(task: Task, engine: Engine) -> Plan:
         notes=(*_notes(task, engine, points, grid_points), *_search_notes(task)),
         assumptions=tuple(_assumptions(task)),
     )
+
+
+def _again(task: Task, points: int) -> tuple[int, int]:
+    """How often baseline and winner are measured again, at least and at most: for drift, and to confirm."""
+    if not points:
+        return (0, 0)
+    controls = points // task.optimization.baseline_every if task.optimization.baseline_every else 0
+    return (controls + task.optimization.confirm.runs[0], controls + task.optimization.confirm.runs[1])
 
 
 def _examples(task: Task, space: Space) -> tuple[Sequence[Parameters], int | None]:
@@ -153,7 +161,7 @@ def _gpus(task: Task, engine: Engine, examples: Sequence[Parameters]) -> tuple[i
     return min(counts), max(counts)
 
 
-def _durations(task: Task, rungs: Sequence[Rung], points: int, confirm: tuple[int, int]) -> tuple[Span, Span]:
+def _durations(task: Task, rungs: Sequence[Rung], points: int, again: tuple[int, int]) -> tuple[Span, Span]:
     """Seconds of one whole trial, and of all trials one after the other."""
     timeout_s = float(task.optimization.timeout_per_iteration)
     deploy = DEPLOY_S[task.backend]
@@ -165,8 +173,8 @@ def _durations(task: Task, rungs: Sequence[Rung], points: int, confirm: tuple[in
     asha = task.optimization.scheduler
     stays = [1.0 if asha == "none" else asha.reduction_factor**-n for n in range(len(rungs))]
     stopped_early = deploy[0] + sum(span[0] * share for span, share in zip(spans, stays, strict=True))
-    best = trial(0, spans) + points * min(timeout_s, stopped_early) + confirm[0] * trial(0, spans[-1:])
-    worst = (1 + points) * trial(1, spans) + confirm[1] * trial(1, spans[-1:])
+    best = trial(0, spans) + points * min(timeout_s, stopped_early) + again[0] * trial(0, spans[-1:])
+    worst = (1 + points) * trial(1, spans) + again[1] * trial(1, spans[-1:])
     return (trial(0, spans), trial(1, spans)), (best, worst)
 
 
@@ -259,8 +267,10 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     yield "search", f"{plan.strategy}, {plan.objective}"
     unit = "grid points" if plan.strategy == "grid_search" else "configurations"
     yield "points", f"{plan.points} of {plan.grid_points} {unit}" if plan.grid_points else f"{plan.points}"
-    confirm = plan.trials - plan.points - 1
-    search = f", {plan.points} of the search, at most {confirm} to confirm the winner" if plan.points else ""
+    again = plan.trials - plan.points - 1
+    search = (
+        f", {plan.points} of the search, at most {again} to measure baseline and winner again" if plan.points else ""
+    )
     yield "trials", f"at most {plan.trials}: the baseline{search}"
     yield "GPUs per trial", _range(*map(str, plan.gpus))
     yield "time per trial", _range(*map(duration, plan.trial_s))

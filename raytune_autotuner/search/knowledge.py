@@ -24,10 +24,6 @@ class Known:
     violation: float = 0.0
     outcome: Outcome | None = None
 
-    @property
-    def rank(self) -> tuple[float, float]:
-        return (self.violation, self.losses[-1])
-
     def hear(self, result: Mapping[str, Any]) -> None:
         """Take in a trial's report (see ``proposal.report``)."""
         self.outcome = result["outcome"]
@@ -44,10 +40,10 @@ class Knowledge:
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord]) -> Knowledge:
-        """What trials that have ended left behind; confirming runs add nothing to it."""
+        """What trials that have ended left behind; runs of the same again add nothing to it."""
         knowledge = cls()
         for record in records:
-            if record.trial.purpose != "confirm":
+            if not record.trial.again:
                 known = knowledge.add(record.parameters)
                 known.losses = [rung.score.loss for rung in record.rungs]
                 known.violation = record.rungs[-1].score.violation if record.rungs else 0.0
@@ -70,10 +66,6 @@ class Knowledge:
         baseline = config_hash({})
         found = ((k.parameters, self.told(k)) for config, k in self._known.items() if config != baseline)
         return [(parameters, loss) for parameters, loss in found if loss is not None]
-
-    def winner(self) -> Known | None:
-        """The best that went to the end."""
-        return min((k for k in self._known.values() if k.outcome == "completed"), key=lambda k: k.rank, default=None)
 
     def told(self, known: Known) -> float | None:
         """What a source is to learn of a configuration, on the scale of whole benchmarks; ``None`` is nothing."""

@@ -63,13 +63,32 @@ class Ladder(Evicting, ASHAScheduler):
         """Hear the trials of before, so that those to come are compared with them."""
         for record in records:
             trial = SimpleNamespace(trial_id=record.trial.name, config={META: {"purpose": record.trial.purpose}})
-            self.on_trial_add(None, trial)  # type: ignore[arg-type]  # a name is all that ASHA needs of a trial
+            self.on_trial_add(None, trial)  # a name is all that ASHA needs of a trial
             for n, rung in enumerate(record.rungs, 1):
                 self.on_trial_result(None, trial, report(rung.score, n, None, self._reduction_factor))
 
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        if not _again(trial):
+            super().on_trial_add(tune_controller, trial)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if not _again(trial):
+            super().on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        if not _again(trial):
+            super().on_trial_remove(tune_controller, trial)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if _again(trial):
+            return str(TrialScheduler.CONTINUE)
         action: str = super().on_trial_result(tune_controller, trial, result)
         return action if trial.config[META]["purpose"] == "search" else str(TrialScheduler.CONTINUE)
+
+
+def _again(trial: Any) -> bool:
+    """Whether it measures the last rung alone, which is not to be compared with the first one of others."""
+    return trial.config[META]["purpose"] in ("control", "confirm")
 
 
 def make_scheduler(
@@ -82,5 +101,5 @@ def make_scheduler(
     if optimization.scheduler == "none" or total_rungs < 2:
         return Straight(void)
     ladder = Ladder(optimization.scheduler.reduction_factor, total_rungs, void)
-    ladder.remember(record for record in ended if record.trial.purpose != "confirm")
+    ladder.remember(record for record in ended if not record.trial.again)
     return ladder

@@ -34,7 +34,9 @@ ATTEMPTS = 3
 @dataclass(frozen=True)
 class Limits:
     max_trials: int
-    """Of the search; the baseline and the confirming runs come on top."""
+    """Of the search; the baseline's runs and the confirming ones come on top."""
+    control_every: int | None = None
+    """After so many trials of the search the baseline is measured again."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,9 @@ class Gate(Protocol):
 
     def stop_requested(self) -> bool: ...
 
+    def champion(self) -> Parameters | None:
+        """The configuration that is to be confirmed, as things stand; ``None`` when there is none."""
+
     def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
         """The runs that the verdict on these two configurations needs next; none when it stands."""
 
@@ -154,6 +159,7 @@ class Proposer(Searcher):
         self._waiting: dict[str, list[str]] = {}
         self._exhausted = False
         self._confirming: deque[Ask] = deque()
+        self._champion: Parameters = {}
         self.duplicates = 0
         self._remember(past)
 
@@ -162,12 +168,13 @@ class Proposer(Searcher):
         trials = [(r.number, r.trial) for r in past.ended] + [(p.number, p.trial) for p in past.open]
         self._numbered = max((number for number, _ in trials), default=-1) + 1
         self._searched = len({trial.config for _, trial in trials if trial.purpose == "search"})
+        self._controls = len({trial for _, trial in trials if trial.purpose == "control"})
         self._repeats = {trial.config: 0 for _, trial in trials}
         for _, trial in trials:
             self._repeats[trial.config] = max(self._repeats[trial.config], trial.repeat)
         self._behind = len(trials)
         for proposal in past.open:
-            if proposal.trial.purpose != "confirm" and self._knowledge.get(proposal.trial.config) is None:
+            if not proposal.trial.again and self._knowledge.get(proposal.trial.config) is None:
                 self._knowledge.add(proposal.parameters)
                 self._waiting[proposal.trial.config] = [proposal.trial.config]
 
@@ -194,6 +201,9 @@ class Proposer(Searcher):
         if self._knowledge.get(config_hash({})) is None:
             self._knowledge.add({})
             return self._proposal("baseline", {})
+        if self._wants_control():
+            self._controls += 1
+            return self._measured_again("control", {})
         if not self._exhausted and self._searched < self._limits.max_trials and self._gate.enough() is None:
             parameters = self._search()
             if parameters is not None:
@@ -266,17 +276,17 @@ class Proposer(Searcher):
         self._queue.release(proposal, elsewhere=again)
         if again:
             self._again.append(proposal)
-        elif proposal.trial.purpose != "confirm":
+        elif not proposal.trial.again:
             self._tell(proposal, "failed" if error else "stopped")
 
     def _is_open(self, proposal: Proposal) -> bool:
         """Whether a trial has no end that stands: a worker that died takes nothing along that it had written."""
         record = self._gate.ended(proposal.trial)
         if record is None:
-            if proposal.trial.purpose != "confirm":
+            if not proposal.trial.again:
                 self._knowledge[proposal.trial.config].outcome = None
             return True
-        if proposal.trial.purpose != "confirm":
+        if not proposal.trial.again:
             known = self._knowledge[proposal.trial.config]
             known.losses = [rung.score.loss for rung in record.rungs]
             known.outcome = record.outcome
@@ -290,7 +300,7 @@ class Proposer(Searcher):
 
     def _hear(self, trial_id: str, result: Mapping[str, Any]) -> None:
         proposal = self._running.get(trial_id)
-        if proposal is not None and proposal.trial.purpose != "confirm" and "rungs_done" in result:
+        if proposal is not None and not proposal.trial.again and "rungs_done" in result:
             self._knowledge[proposal.trial.config].hear(result)
 
     def _confirmation(self) -> Proposal | None:
@@ -302,17 +312,24 @@ class Proposer(Searcher):
         if not self._confirming:
             return None
         ask = self._confirming.popleft()
-        winner = self._knowledge.winner()
-        parameters = winner.parameters if winner and ask.side == "winner" else {}
+        parameters = self._champion if ask.side == "winner" else {}
+        return replace(self._measured_again("confirm", parameters), node=ask.node)
+
+    def _measured_again(self, purpose: Purpose, parameters: Parameters) -> Proposal:
         config = config_hash(parameters)
         self._repeats[config] = self._repeats.get(config, 0) + 1
-        return replace(self._proposal("confirm", parameters, self._repeats[config]), node=ask.node)
+        return self._proposal(purpose, parameters, self._repeats[config])
+
+    def _wants_control(self) -> bool:
+        every, baseline = self._limits.control_every, self._knowledge[config_hash({})]
+        return every is not None and baseline.outcome == "completed" and self._searched // every > self._controls
 
     def _asked(self) -> Sequence[Ask]:
-        baseline, winner = self._knowledge[config_hash({})], self._knowledge.winner()
-        if winner is None or winner is baseline or baseline.outcome != "completed":
+        baseline, champion = self._knowledge[config_hash({})], self._gate.champion()
+        if not champion or baseline.outcome != "completed":
             return ()
-        return self._gate.confirming(config_hash({}), config_hash(winner.parameters))
+        self._champion = champion
+        return self._gate.confirming(config_hash({}), config_hash(champion))
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the experiment folder is the truth, and ``Past`` is read from it."""

@@ -87,6 +87,9 @@ class Optimization(Model):
     seed: int = Field(0, ge=0, lt=2**32, description="the same seed proposes the same configurations")
     max_concurrent_trials: int | None = Field(None, ge=1, description="default: as many as the resources allow")
     price_per_gpu_hour: float | None = Field(None, gt=0, description="money; for the objective minimize_cost")
+    baseline_every: int | None = Field(
+        10, ge=1, description="the baseline is measured again after so many trials, to see what drifts; null: never"
+    )
     confirm: Confirm = Field(Confirm(), description="the winner is measured against the baseline again")
 
 

@@ -1,0 +1,67 @@
+"""Which trial is best, once it is taken out what time and nodes did to what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from raytune_autotuner.objectives import Context
+from raytune_autotuner.records import TrialRecord
+from raytune_autotuner.task.spec import Task
+from raytune_autotuner.verdict import Drift, Measurement, Run, drift, log_goodness, measured
+from raytune_autotuner.verdict.drift import FEWEST
+
+BOOTSTRAPS = 40
+"""For a least noise that is roughly known; each costs about a millisecond."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The trials that went to the end, best first: whoever keeps the SLO, then by what was measured."""
+
+    order: tuple[TrialRecord, ...]
+    drift: Drift
+    """What the baseline's runs showed; where they differ beyond noise, ``order`` has it taken out."""
+    goodness: Mapping[str, float]
+    """By trial, the logarithm of its value turned so that larger is better, without drift."""
+
+    @property
+    def winner(self) -> TrialRecord | None:
+        """The best that keeps the SLO."""
+        best = self.order[0] if self.order else None
+        return best if best and best.score and best.score.violation == 0 else None
+
+
+def rank(records: Iterable[TrialRecord], task: Task) -> Ranking:
+    """From the folder's records alone, so that the search and whoever reads its results see the same winner."""
+    ended = [record for record in records if record.outcome == "completed" and record.score]
+    first = next((record for record in ended if record.trial.purpose == "baseline"), None)
+    same = [record for record in ended if first and record.trial.config == first.trial.config]
+    runs = [_run(record, task) for record in same] if len(same) >= FEWEST else ()
+    found = drift(runs, task.optimization.confirm.confidence)
+    own = [record for record in ended if not record.trial.again]
+    goodness = {record.trial.name: _goodness(record, found) for record in own}
+    return Ranking(tuple(sorted(own, key=lambda r: _key(r, goodness))), found, goodness)
+
+
+def _goodness(record: TrialRecord, found: Drift) -> float:
+    assert record.score is not None
+    return log_goodness(record.score) + found.correction(_at_s(record), record.node)
+
+
+def _key(record: TrialRecord, goodness: Mapping[str, float]) -> tuple[float, float]:
+    assert record.score is not None
+    return (record.score.violation, -goodness[record.trial.name])
+
+
+def _run(record: TrialRecord, task: Task) -> Run:
+    """Of a baseline; its trial and its repeats all have the whole workload as their last rung."""
+    measurement = Measurement(record.rungs[-1].metrics, Context(record.gpus, task.optimization))
+    seed = task.optimization.seed + record.number
+    return measured("baseline", measurement, seed, record.node, _at_s(record), BOOTSTRAPS)
+
+
+def _at_s(record: TrialRecord) -> float:
+    """Seconds since the epoch, in the middle of what it took."""
+    return datetime.fromisoformat(record.started_at).timestamp() + record.wall_s / 2

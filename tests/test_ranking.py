@@ -1,0 +1,104 @@
+"""Who is best, once drift is taken out."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from raytune_autotuner.objectives import Context, score
+from raytune_autotuner.ranking import rank
+from raytune_autotuner.records import Outcome, Parameters, Purpose, RungRecord, TrialId, TrialRecord, config_hash
+from raytune_autotuner.task.spec import Task, parse_task
+from tests.fakes.trials import sample_metrics
+
+START = datetime(2030, 1, 1, tzinfo=timezone.utc)
+TASK: Task = parse_task(
+    {
+        "task_name": "t",
+        "backend": "local",
+        "engine": "llamacpp",
+        "model": {"name": "m", "path": "m.gguf"},
+        "parameters": {"threads": {"type": "choice", "values": [1, 2, 4]}},
+        "optimization": {"objective": "minimize_latency", "slo": {"ttft_mean_s": 1.0}},
+    },
+    "task.yaml",
+)
+
+
+def record(
+    minute: float,
+    e2e_s: float,
+    parameters: Parameters | None = None,
+    purpose: Purpose = "search",
+    *,
+    node: str | None = None,
+    outcome: Outcome = "completed",
+) -> TrialRecord:
+    """A trial of a minute; the baseline without parameters."""
+    parameters = parameters or {}
+    metrics = sample_metrics(0, e2e_s, noise=0.01, seed=int(minute))
+    scored = score(metrics, Context(1, TASK.optimization))
+    return TrialRecord(
+        trial=TrialId(purpose, config_hash(parameters), int(minute) if purpose in ("control", "confirm") else 0),
+        experiment="e",
+        number=int(minute),
+        parameters=parameters,
+        outcome=outcome,
+        started_at=(START + timedelta(minutes=minute)).isoformat(),
+        rungs=(RungRecord(0, metrics, scored, 60.0),),
+        total_rungs=1,
+        score=scored if outcome == "completed" else None,
+        gpus=1,
+        phases={"benchmark": 60.0},
+        node=node,
+    )
+
+
+def baselines(values: dict[float, float]) -> list[TrialRecord]:
+    return [record(at, e2e_s, purpose="control" if at else "baseline") for at, e2e_s in values.items()]
+
+
+def test_the_fastest_is_first_when_nothing_drifts() -> None:
+    """As measured; runs of the same again are no trials of their own."""
+    ranking = rank(
+        [*baselines({0: 2.0, 10: 2.0}), record(1, 1.5, {"threads": 1}), record(2, 1.0, {"threads": 2})], TASK
+    )
+    assert [r.parameters for r in ranking.order] == [{"threads": 2}, {"threads": 1}, {}]
+    assert ranking.winner is ranking.order[0]
+    assert not ranking.drift.significant
+
+
+def test_what_was_measured_when_all_were_slower_is_not_held_against_it() -> None:
+    """The baseline became 40 % slower in the course of it; whoever was measured last is better than it looks."""
+    drifting = baselines({at: 2.0 * (1 + 0.4 * at / 60) for at in (0, 10, 20, 30, 40, 50, 60)})
+    early, late = record(1, 1.50, {"threads": 1}), record(58, 1.80, {"threads": 2})
+    ranking = rank([*drifting, early, late], TASK)
+    assert ranking.drift.significant
+    assert ranking.winner is not None
+    assert ranking.winner.parameters == {"threads": 2}
+    assert rank([*drifting[:1], early, late], TASK).winner == early
+
+
+def test_a_slow_node_is_taken_out() -> None:
+    """The baseline is 30 % slower there, so a configuration that ran there is compared with that."""
+    runs = [
+        record(n, 2.6 if n % 2 else 2.0, purpose="control" if n else "baseline", node=f"n{n % 2}") for n in range(8)
+    ]
+    on_slow, on_fast = record(9, 1.8, {"threads": 1}, node="n1"), record(10, 1.6, {"threads": 2}, node="n0")
+    ranking = rank([*runs, on_slow, on_fast], TASK)
+    assert ranking.winner is not None
+    assert ranking.winner.parameters == {"threads": 1}
+
+
+def test_a_broken_slo_is_no_winner_however_fast() -> None:
+    """It is still the first of those that come closest."""
+    ranking = rank([record(0, 20.0, purpose="baseline"), record(1, 15.0, {"threads": 1})], TASK)
+    assert ranking.winner is None
+    assert ranking.order[0].parameters == {"threads": 1}
+
+
+@pytest.mark.parametrize("outcome", ["stopped", "infeasible", "failed"])
+def test_only_whole_measurements_are_ranked(outcome: Outcome) -> None:
+    """The others say nothing of the whole workload."""
+    assert rank([record(1, 1.0, {"threads": 1}, outcome=outcome)], TASK).order == ()

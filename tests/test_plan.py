@@ -39,7 +39,7 @@ def test_simple_task() -> None:
     assert "a grid of 16 is sampled evenly: 4 points" in p.notes
     text = shown(p)
     assert "4 of 16 grid points" in text
-    assert "at most 17: the baseline, 4 of the search, at most 12 to confirm the winner" in text
+    assert "at most 17: the baseline, 4 of the search, at most 12 of baseline and winner again" in text
     assert "1 to 2" in text
     assert "cost" not in text
 

@@ -268,9 +268,7 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
     unit = "grid points" if plan.strategy == "grid_search" else "configurations"
     yield "points", f"{plan.points} of {plan.grid_points} {unit}" if plan.grid_points else f"{plan.points}"
     again = plan.trials - plan.points - 1
-    search = (
-        f", {plan.points} of the search, at most {again} to measure baseline and winner again" if plan.points else ""
-    )
+    search = f", {plan.points} of the search, at most {again} of baseline and winner again" if plan.points else ""
     yield "trials", f"at most {plan.trials}: the baseline{search}"
     yield "GPUs per trial", _range(*map(str, plan.gpus))
     yield "time per trial", _range(*map(duration, plan.trial_s))

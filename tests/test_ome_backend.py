@@ -72,8 +72,11 @@ def make(world: Emulator, cluster: Cluster) -> Iterator[Make]:
     """Makes backends and stops them when the test is over."""
     made: list[OmeBackend] = []
 
-    def make(of: Cluster = cluster, **more: Any) -> OmeBackend:
-        made.append(OmeBackend(of, settings(**{"access": "service", "schedule_s": 20.0, "load_s": 20.0, **more})))
+    def make(of: Cluster = cluster, *, like: Deployment | None = None, **more: Any) -> OmeBackend:
+        """``like`` a trial's own, which may be what an earlier worker had."""
+        named = (like.experiment, like.trial) if like else ()
+        options = {"access": "service", "schedule_s": 20.0, "load_s": 20.0, **more}
+        made.append(OmeBackend(of, settings(**options), *named))
         return made[-1]
 
     yield make
@@ -149,9 +152,10 @@ class TestLife:
 
     def test_what_a_dead_worker_left_is_adopted(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
         """A service that is ready and as it would be made anew serves on; nothing is deployed again."""
-        first = start(make(), deployment(cluster, tmp_path / "a"))
+        wanted = deployment(cluster, tmp_path / "b")
+        first = start(make(like=wanted), deployment(cluster, tmp_path / "a"))
         before = identities(cluster)
-        again = start(make(), deployment(cluster, tmp_path / "b"))
+        again = start(make(like=wanted), wanted)
         assert (first.adopted, again.adopted) == (False, True)
         assert (first.leftover, again.leftover) == (False, True)
         assert identities(cluster) == before
@@ -168,7 +172,7 @@ class TestLife:
             cluster.patch(INFERENCE_SERVICE, service_name(wanted), NAMESPACE, edit)
         more = {"labels": {"team": "new"}} if change == "owner" else {}
         other = replace(wanted, argv=(*wanted.argv, "--random-seed", "5")) if change == "flags" else wanted
-        endpoint = start(make(**more), other)
+        endpoint = start(make(like=other, **more), other)
         assert (endpoint.adopted, endpoint.leftover) == (False, True)
         assert not set(identities(cluster)) & set(before)
 

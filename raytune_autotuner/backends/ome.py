@@ -79,7 +79,8 @@ class OmeBackend:
 
     def start(self, deployment: Deployment, deadline: Deadline, progress: Progress) -> Endpoint:
         """See ``Backend.start``."""
-        self.stop(deadline)
+        if self._deployment is not None:  # else there is nothing of ours, and what an earlier worker left may be good
+            self.stop(deadline)
         self._deployment = deployment
         progress("deploy", f"InferenceService {self._settings.namespace}/{self._name}")
         service = with_digest(manifest(self._settings, deployment))

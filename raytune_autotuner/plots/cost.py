@@ -1,0 +1,75 @@
+"""What the tuning itself cost: where the GPU-hours went, what of it was lost, and what was not spent."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import plotly.graph_objects as go
+
+from raytune_autotuner.plots.plot import Plot, table
+from raytune_autotuner.plots.style import CYCLE, GREEN, PHASE_COLOURS, VERMILION, figure, text
+from raytune_autotuner.plots.view import View
+
+SPENT, LOST, SAVED = "spent", "of that lost", "not spent"
+
+
+def ledger(view: View) -> Plot | None:
+    """What was spent by phase, what of it taught nothing that could be served, and what early ends saved."""
+    book = view.results.ledger
+    if not book.total:
+        return None
+    scale, unit = (3600, book.unit.replace("-seconds", "-hours")) if book.total >= 3600 else (1, book.unit)
+    entries = [(SPENT, phase, value, _colour(phase)) for phase, value in _by_phase(view)]
+    entries += [(LOST, "on infeasible and failed trials", book.wasted, VERMILION)]
+    entries += [(SAVED, f"by {name}", value, GREEN) for name, value in savings(view)]
+    drawn = figure(
+        *(
+            go.Bar(
+                orientation="h",
+                y=[row],
+                x=[value / scale],
+                name=text(name),
+                marker={"color": colour},
+                hovertemplate=f"{text(name)}: %{{x:.4g}} {unit}<extra></extra>",
+                showlegend=row == SPENT,
+                text=[text(name)] if row != SPENT else None,
+                textposition="auto",
+            )
+            for row, name, value, colour in entries
+            if value > 0
+        ),
+        height=260,
+        barmode="stack",
+        bargap=0.35,
+    )
+    drawn.update_xaxes(title={"text": unit})
+    drawn.update_layout(legend={"traceorder": "normal"})
+    drawn.update_yaxes(categoryorder="array", categoryarray=[SAVED, LOST, SPENT])
+    rows = [(row, name, round(value, 1), f"{value / book.total:.1%}") for row, name, value, _ in entries]
+    return Plot("ledger", "Ledger", _said(view, scale, unit), drawn, table(("what", "for", book.unit, "share"), rows))
+
+
+def _by_phase(view: View) -> list[tuple[str, float]]:
+    known = list(PHASE_COLOURS)
+    spent = view.results.ledger.by_phase.items()
+    return sorted(spent, key=lambda p: known.index(p[0]) if p[0] in known else len(known))
+
+
+def _colour(phase: str) -> str:
+    return PHASE_COLOURS.get(phase, CYCLE[sum(map(ord, phase)) % len(CYCLE)])
+
+
+def savings(view: View) -> list[tuple[str, float]]:
+    """What was not spent, by what saved it."""
+    book = asdict(view.results.ledger)
+    found = {name.removeprefix("saved_by_").replace("_", " "): value for name, value in book.items() if "saved" in name}
+    return [(name, float(value)) for name, value in found.items() if isinstance(value, int | float) and value > 0]
+
+
+def _said(view: View, scale: int, unit: str) -> str:
+    book = view.results.ledger
+    measuring = book.by_phase.get("benchmark", 0.0) / book.total
+    said = f"{book.total / scale:.3g} {unit} were spent, {measuring:.0%} of them on traffic that was measured"
+    said += f", {book.wasted / book.total:.0%} on trials that could not work" if book.wasted else ""
+    saved = sum(value for _, value in savings(view))
+    return f"{said}." + (f" About {saved / scale:.3g} were not spent thanks to early ends." if saved else "")

@@ -307,6 +307,6 @@ def _timeline_said(view: View, stays: Sequence[_Stay], widths: dict[str, int]) -
     width = sum(widths.values())
     return (
         f"{len(stays)} trials held up to {width} {_things(view, width)}{nodes} for {hours:.3g} hours, {share:.0%} "
-        "of it in use. A bar is as high as the GPUs that a trial held; which of a node's GPUs they were was not recorded. "
+        "of it in use. A bar is as high as the GPUs that a trial held; which GPUs of a node was not recorded. "
         "Phases are drawn in their usual order."
     )

@@ -10,6 +10,13 @@ from raytune_autotuner.plots.plot import Plot, table
 from raytune_autotuner.plots.style import CYCLE, GREEN, PHASE_COLOURS, VERMILION, figure, text
 from raytune_autotuner.plots.view import View
 
+SAVINGS = {
+    "early_stop": "stopping early",
+    "duplicates": "not measuring twice",
+    "refused": "refusing what must fail",
+    "fast_failure": "seeing failures before the timeout",
+    "reused": "reusing earlier measurements",
+}
 SPENT, LOST, SAVED = "spent", "of that lost", "not spent"
 
 
@@ -61,9 +68,8 @@ def _colour(phase: str) -> str:
 
 def savings(view: View) -> list[tuple[str, float]]:
     """What was not spent, by what saved it."""
-    book = asdict(view.results.ledger)
-    found = {name.removeprefix("saved_by_").replace("_", " "): value for name, value in book.items() if "saved" in name}
-    return [(name, float(value)) for name, value in found.items() if isinstance(value, int | float) and value > 0]
+    saved = asdict(view.results.ledger.saved)
+    return [(SAVINGS.get(name, name.replace("_", " ")), value) for name, value in saved.items() if value > 0]
 
 
 def _said(view: View, scale: int, unit: str) -> str:
@@ -72,4 +78,6 @@ def _said(view: View, scale: int, unit: str) -> str:
     said = f"{book.total / scale:.3g} {unit} were spent, {measuring:.0%} of them on traffic that was measured"
     said += f", {book.wasted / book.total:.0%} on trials that could not work" if book.wasted else ""
     saved = sum(value for _, value in savings(view))
-    return f"{said}." + (f" About {saved / scale:.3g} were not spent thanks to early ends." if saved else "")
+    return f"{said}." + (
+        f" About {saved / scale:.3g} were not spent thanks to what is listed as such." if saved else ""
+    )

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 
 import plotly.graph_objects as go
 
+from raytune_autotuner.ledger import WAITING
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.plots.plot import Plot, table
 from raytune_autotuner.plots.style import (
@@ -187,7 +188,7 @@ def _stays(view: View) -> Iterator[_Stay]:
     for state in view.running:
         done = tuple(_parts(state.phases, when(state.started_at)))
         since = done[-1][2] if done else when(state.started_at)
-        goes_on = state.phase != "queue" and last is not None and last > since
+        goes_on = state.phase not in WAITING and last is not None and last > since
         now = ((state.phase, since, last),) if goes_on and last else ()
         yield _Stay(state.number, state.trial.name, (*done, *now), state.gpus, _node(state.node), "running")
 
@@ -201,7 +202,7 @@ def _parts(phases: Mapping[str, float], begin: datetime) -> Iterator[tuple[str, 
     known = list(PHASE_COLOURS)
     spent = sorted(phases.items(), key=lambda p: known.index(p[0]) if p[0] in known else len(known))
     for phase, seconds in spent:
-        if phase != "queue" and seconds > 0:
+        if phase not in WAITING and seconds > 0:
             end = begin + timedelta(seconds=seconds)
             yield phase, begin, end
             begin = end

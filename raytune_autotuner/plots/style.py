@@ -15,6 +15,7 @@ Theme = Literal["light", "dark"]
 
 BLUE, ORANGE, GREEN, VERMILION = "#2f7ed8", "#c2740a", "#12926b", "#d6532b"
 PURPLE, TEAL, GOLD, GREY = "#a865b5", "#2a8fa3", "#a88600", "#7d8590"
+DUSK = "#c0567e"
 """Each stands out from white and from near black by 3:1 at least; a shape or a dash tells them apart as well."""
 
 ENDING_COLOURS: Mapping[str, str] = {
@@ -35,6 +36,7 @@ ENDING_SYMBOLS: Mapping[str, str] = {
 }
 PHASE_COLOURS: Mapping[str, str] = {
     "deploy": GOLD,
+    "pull": DUSK,
     "load": ORANGE,
     "warmup": TEAL,
     "client": PURPLE,

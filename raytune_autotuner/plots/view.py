@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
+from raytune_autotuner.ledger import held_s, own_s
 from raytune_autotuner.objectives import over_loads
 from raytune_autotuner.records import Metrics, Score, TrialRecord, TrialState
 from raytune_autotuner.results import Results
-from raytune_autotuner.summary import held
 
 PER_GPU = ("maximize_throughput_per_gpu", "minimize_cost")
 THROUGHPUTS = ("output_tokens_per_s", "input_tokens_per_s", "requests_per_s")
@@ -73,7 +73,7 @@ def when(moment: str) -> datetime:
 
 def spent_h(record: TrialRecord) -> float:
     """GPU-hours, or hours of the machine where there are no GPUs."""
-    return sum(held(record).values()) / 3600
+    return held_s(record) / 3600
 
 
 def last_score(record: TrialRecord) -> Score | None:
@@ -120,5 +120,4 @@ def _positive(metrics: Metrics, name: str) -> bool:
 
 
 def _adds_up(record: TrialRecord) -> datetime:
-    seconds = sum(s for phase, s in record.phases.items() if phase != "queue")
-    return when(record.started_at) + timedelta(seconds=max(0.0, seconds))
+    return when(record.started_at) + timedelta(seconds=own_s(record))

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.foresight import Case, Ended, Pruner
 from raytune_autotuner.history import over
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
@@ -24,12 +25,22 @@ class ExperimentGate:
         self._setup = setup
         self._queue = queue
         self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
+        self._ended = Ended(setup.folder)
+        self._cases: tuple[Case, ...] = ()
+        self._pruned = Pruner(setup.launch, ())
         self._fault: StorageFault | None = None
         self._repeated = set(setup.folder.repeated())
 
     def problem(self, parameters: Parameters) -> Failure | None:
         reason = self._queue.never(parameters)
-        return None if reason is None else Failure("no_fit", reason)
+        return Failure("no_fit", reason) if reason is not None else self._pruner().problem(parameters)
+
+    def _pruner(self) -> Pruner:
+        """With all that is known by now."""
+        cases = self._ended.cases()
+        if cases != self._cases:
+            self._cases, self._pruned = cases, Pruner(self._setup.launch, cases)
+        return self._pruned
 
     def enough(self) -> str | None:
         return None

@@ -17,6 +17,7 @@ from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import Engine, build_argv, gpu_count
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.foresight import Launch
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.packing import Need
 from raytune_autotuner.planning.plan import ladder
@@ -48,6 +49,13 @@ class Setup:
     @property
     def rungs(self) -> tuple[Rung, ...]:
         return ladder(self.task)
+
+    @property
+    def launch(self) -> Launch:
+        """How configurations look to the engine."""
+        task = self.task
+        raw_flags = {name: p.flag for name, p in task.parameters.items() if p.flag}
+        return Launch(self.engine, self.runtime_args, task.extra_args, raw_flags)
 
     def gpus(self, parameters: Parameters) -> int:
         return self.site.gpus(self._engine_gpus(parameters))
@@ -100,7 +108,7 @@ class Setup:
             runtime_args=self.runtime_args,
             extra_args=task.extra_args,
             parameters=parameters,
-            raw_flags={name: p.flag for name, p in task.parameters.items() if p.flag},
+            raw_flags=self.launch.raw_flags,
             facts=self.facts,
         )
         return Deployment(

@@ -51,12 +51,14 @@ class EngineParameter(Model):
     type: Literal["int", "float", "str", "choice", "bool"]
     values: tuple[Scalar, ...] = Field((), description="type choice: what the engine accepts")
     off_flag: Flag | None = Field(None, description="the flag that turns it off; without one, False leaves it out")
-    default: Scalar = Field(None, description="the engine's own, where a formula needs it")
+    default: Scalar = Field(None, description="the engine's own, where it is the same for every model and GPU")
+    unlimited: float | None = Field(None, description="the number that means no limit, such as -1")
     low: float | None = Field(None, description="sensible limits of a search, not of the engine")
     high: float | None = None
     log: bool = False
     help: str = Field(min_length=1)
     lossy: bool = Field(False, description="may change what the model answers")
+    late: bool = Field(False, description="of no effect before the first request, so no start fails because of it")
     info: str | None = Field(None, description="dotted path in the server's own info, to compare with what was asked")
 
     @model_validator(mode="after")
@@ -67,11 +69,20 @@ class EngineParameter(Model):
             raise ValueError("off_flag belongs to type bool")
         return self
 
-    @property
+    @cached_property
     def flags(self) -> frozenset[str]:
         """Every spelling that sets or clears it on a command line."""
         spelled = (alias if alias.startswith("-") else f"--{alias.replace('_', '-')}" for alias in self.aliases)
         return frozenset({self.flag, *spelled, *([self.off_flag] if self.off_flag else [])})
+
+    @property
+    def unsaid(self) -> ParameterValue:
+        """What it is when nothing is said; ``None`` where the engine decides."""
+        return False if self.default is None and self.type == "bool" and not self.off_flag else self.default
+
+    def spellings(self, name: str) -> frozenset[str]:
+        """All its names, without dashes."""
+        return frozenset(_plain(text) for text in (name, self.flag, *self.aliases))
 
 
 class Fixed(Model):
@@ -94,10 +105,26 @@ class MetricNames(Model):
     )
 
 
+Worse = Literal["higher", "lower"]
+
+
 class FailurePattern(Model):
+    """What a log says when an engine fails, and which other configurations fail the same way."""
+
     pattern: Regex
     kind: FailureClass = Field(alias="class")
     hint: str = ""
+    worse: dict[str, Worse] = Field(
+        default_factory=dict,
+        description="by parameter: which way leads further into the failure, all else being equal",
+    )
+    only: tuple[str, ...] | Literal["named"] = Field(
+        (), description="the parameters that alone decide; `named`: those whose flags the message names"
+    )
+    without: tuple[str, ...] = Field((), description="parameters that play no part")
+    needs: tuple[str, ...] = Field(
+        (), description="what must be said for all this to hold: left out, the engine derives it from the others"
+    )
 
 
 class Preset(Model):
@@ -134,6 +161,7 @@ class Engine(Model):
             raise ValueError(f"gpus: {error}") from error
         faults = [f"gpus: {name} is no parameter of this engine" for name in sorted(unknown)]
         faults += _spelled_twice(self.parameters)
+        faults += [fault for failure in self.failures for fault in _failure_faults(self, failure)]
         faults += [fault for name, preset in self.presets.items() for fault in _preset_faults(self, name, preset)]
         if faults:
             raise ValueError("; ".join(faults))
@@ -141,7 +169,7 @@ class Engine(Model):
 
     @cached_property
     def _names(self) -> Mapping[str, str]:
-        return {spelling: name for name, p in self.parameters.items() for spelling in _spellings(name, p)}
+        return {spelling: name for name, p in self.parameters.items() for spelling in p.spellings(name)}
 
     def canonical(self, name: str) -> str | None:
         """The parameter that is meant by a name, an alias or a flag; ``None`` when the engine has none such."""
@@ -152,16 +180,20 @@ def _plain(name: str) -> str:
     return name.lstrip("-").replace("-", "_")
 
 
-def _spellings(name: str, parameter: EngineParameter) -> set[str]:
-    return {_plain(text) for text in (name, parameter.flag, *parameter.aliases)}
-
-
 def _spelled_twice(parameters: Mapping[str, EngineParameter]) -> Iterator[str]:
     owners: dict[str, str] = {}
     for name, parameter in parameters.items():
-        for spelling in sorted(_spellings(name, parameter)):
+        for spelling in sorted(parameter.spellings(name)):
             if (other := owners.setdefault(spelling, name)) != name:
                 yield f"parameters: {spelling} means both {other} and {name}"
+
+
+def _failure_faults(engine: Engine, failure: FailurePattern) -> Iterator[str]:
+    only = failure.only if failure.only != "named" else ()
+    named = (*failure.worse, *only, *failure.without, *failure.needs)
+    for name in named:
+        if name not in engine.parameters:
+            yield f"failures: {failure.pattern!r} speaks of {name}, which is no parameter of this engine"
 
 
 def _preset_faults(engine: Engine, preset: str, content: Preset) -> Iterator[str]:
@@ -304,6 +336,16 @@ def gpu_count(engine: Engine, parameters: Parameters, runtime_args: Sequence[str
     return int(count)
 
 
+def spoken(engine: Engine, args: Sequence[str]) -> dict[str, object]:
+    """What a command line says, by parameter; by flag, with the words that follow, where none is known."""
+    said: dict[str, object] = {}
+    for option in arguments.split(args):
+        known = dict(_values(engine, (option,)))
+        before = said.get(option.flag, ())
+        said |= known or {option.flag: (*(before if isinstance(before, tuple) else ()), *option.values)}
+    return said
+
+
 def _values(engine: Engine, options: Iterable[Option]) -> Iterator[tuple[str, ParameterValue]]:
     """The parameters that stand in a command line."""
     for option in options:
@@ -328,6 +370,14 @@ def classify(engine: Engine, log_tail: str, exit_code: int | None) -> Failure:
         if found := list(re.finditer(failure.pattern, log_tail, re.IGNORECASE)):
             return Failure(failure.kind, _line(log_tail, found[-1].start()), log_tail, failure.hint)
     return Failure("crash", _ending(exit_code), log_tail, _ending_hint(exit_code))
+
+
+def pattern_of(engine: Engine, failure: Failure) -> FailurePattern | None:
+    """The pattern by which a failure was told; ``None`` when it was not told by the engine's log."""
+    return next(
+        (p for p in engine.failures if p.kind == failure.kind and re.search(p.pattern, failure.reason, re.IGNORECASE)),
+        None,
+    )
 
 
 def _line(text: str, position: int) -> str:

@@ -1,0 +1,12 @@
+"""What need not be run: what must fail, what is known already, and what fails whatever is tried.
+
+Everything here is a pure function of the trials that have ended (``Case``) and of what the engine files declare, so
+real experiments and simulated ones use it alike.
+"""
+
+from raytune_autotuner.foresight.cases import Case
+from raytune_autotuner.foresight.ended import Ended
+from raytune_autotuner.foresight.launch import Launch
+from raytune_autotuner.foresight.pruning import Pruner
+
+__all__ = ["Case", "Ended", "Launch", "Pruner"]

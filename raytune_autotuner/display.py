@@ -19,7 +19,7 @@ from rich.text import Text
 
 from raytune_autotuner.ledger import Ledger, Savings, was_stopped_early
 from raytune_autotuner.overview import Overview
-from raytune_autotuner.records import Parameters, Score, TrialRecord, TrialState
+from raytune_autotuner.records import Parameters, Score, SearchEnd, TrialRecord, TrialState
 from raytune_autotuner.results import Results
 from raytune_autotuner.storage import ExperimentFolder
 
@@ -27,6 +27,7 @@ POLL_S, REMOTE_POLL_S = 0.5, 5.0
 """How often the folder is looked at; on an object store every file is a request."""
 JOIN_S = 10.0
 SHOWN_TRIALS = 30
+LOG_LINES = 12
 LOG_WIDTH = 160
 STATE_COLOURS = {"running": "cyan", "interrupted": "yellow", "done": "green"}
 COLOURS = {"completed": "green", "stopped": "yellow", "infeasible": "red", "failed": "red"}
@@ -175,6 +176,7 @@ def answer(results: Results, location: str, results_file: str) -> RenderableType
     return Group(
         _trials(results),
         Text("Interrupted: this is what had been measured by then." if results.interrupted else ""),
+        *_ended_early(results.ended_early),
         *_winner(results),
         Text(""),
         *_cost(results.ledger),
@@ -228,6 +230,12 @@ def _last_score(record: TrialRecord) -> str:
     return _score(record.rungs[-1].score) + partial
 
 
+def _ended_early(end: SearchEnd | None) -> Iterator[Text]:
+    if end is not None:
+        yield Text(f"The search ended early: {end.reason}.", style="bold red")
+        yield from (Text(f"  | {line}", style="dim") for line in end.log_tail.splitlines()[-LOG_LINES:])
+
+
 def _winner(results: Results) -> Iterator[Text]:
     winner, best = results.winner, results.recommended
     if winner is None:
@@ -258,6 +266,9 @@ def _gain(results: Results) -> Iterator[Text]:
             f"{verdict.reason}.",
             style="bold",
         )
+    elif baseline is not None and baseline.outcome != "completed":
+        why = f" ({baseline.failure.kind})" if baseline.failure else ""
+        yield Text(f"The runtime's own flags do not work here{why}, so there is nothing to compare this with.")
     elif baseline is winner:
         yield Text("The baseline itself is the best configuration that was measured.")
     else:

@@ -7,12 +7,12 @@ from contextlib import suppress
 
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.errors import StorageFault
-from raytune_autotuner.foresight import Case, Ended, Pruner
+from raytune_autotuner.foresight import Case, Ended, Equals, Pruner, search_end
 from raytune_autotuner.history import over
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.ranking import rank
-from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
+from raytune_autotuner.records import Failure, Parameters, SearchEnd, TrialId, TrialRecord
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import utc_now
 from raytune_autotuner.verdict import Ask
@@ -28,22 +28,48 @@ class ExperimentGate:
         self._ended = Ended(setup.folder)
         self._cases: tuple[Case, ...] = ()
         self._pruned = Pruner(setup.launch, ())
+        self._equals = Equals(setup.launch)
+        self._equals.add({})  # the baseline
+        self._earlier = {case.trial for case in self._ended.cases()}
+        self._end: SearchEnd | None = None
+        setup.folder.save_search_end(None)
         self._fault: StorageFault | None = None
         self._repeated = set(setup.folder.repeated())
 
     def problem(self, parameters: Parameters) -> Failure | None:
         reason = self._queue.never(parameters)
-        return Failure("no_fit", reason) if reason is not None else self._pruner().problem(parameters)
+        if reason is not None:
+            return Failure("no_fit", reason)
+        self._hear()
+        return self._pruned.problem(parameters)
 
-    def _pruner(self) -> Pruner:
-        """With all that is known by now."""
+    def same_as(self, parameters: Parameters) -> Parameters:
+        self._hear()
+        found = self._equals.same_as(parameters)
+        self._equals.add(found)
+        return found
+
+    def _hear(self) -> None:
+        """Of what has ended by now."""
         cases = self._ended.cases()
         if cases != self._cases:
             self._cases, self._pruned = cases, Pruner(self._setup.launch, cases)
-        return self._pruned
+            self._equals.learn(cases)
 
     def enough(self) -> str | None:
-        return None
+        """The first of the checks that says so; from then on it stays like that."""
+        if self._end is None:
+            checks = (self._identical_failures,)
+            self._end = next((end for check in checks if (end := check()) is not None), None)
+            if self._end is not None:
+                self._setup.folder.save_search_end(self._end)
+        return None if self._end is None else self._end.reason
+
+    def _identical_failures(self) -> SearchEnd | None:
+        """What failed before the experiment was taken up again has been mended, as far as anyone knows."""
+        self._hear()
+        cases = [case for case in self._cases if case.trial not in self._earlier]
+        return search_end(cases, self._setup.task.optimization.stop_after_identical_failures)
 
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         self._setup.folder.save_record(

@@ -285,6 +285,18 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class SearchEnd:
+    """Why a search ended before its trials were used up."""
+
+    cause: Literal["identical_failures", "budget"]
+    reason: str
+    kind: FailureClass | None = None
+    """Of the failures."""
+    count: int = 0
+    log_tail: str = ""
+
+
+@dataclass(frozen=True)
 class TrialState:
     """Where a trial stands now; rewritten at each change while it runs."""
 

@@ -16,7 +16,7 @@ from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
 from raytune_autotuner.objectives import reachable
 from raytune_autotuner.ranking import Ranking, rank
-from raytune_autotuner.records import Outcome, Parameters, TrialRecord
+from raytune_autotuner.records import Outcome, Parameters, SearchEnd, TrialRecord
 from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Verdict
@@ -37,6 +37,8 @@ class Results:
     ranking: Ranking
     ledger: Ledger
     interrupted: bool
+    ended_early: SearchEnd | None = None
+    """Why the search did not use up its trials."""
 
     @property
     def recommended(self) -> TrialRecord | None:
@@ -75,6 +77,7 @@ def load_results(folder: ExperimentFolder, task: Task) -> Results:
         ranking=ranking,
         ledger=ledger(records, _terms(task, folder)),
         interrupted=folder.stop_requested(),
+        ended_early=folder.search_end(),
     )
 
 
@@ -114,6 +117,7 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "drift": {"found": results.ranking.drift.significant, "reason": results.ranking.drift.words},
         "ledger": asdict(results.ledger),
         "interrupted": results.interrupted,
+        "ended_early": asdict(results.ended_early) if results.ended_early else None,
         "seed": results.task.optimization.seed,
         "all_results": [_entry(r) for r in results.records],
         **extra,

@@ -40,7 +40,16 @@ import pyarrow.fs as pafs
 from raytune_autotuner import scratch
 from raytune_autotuner.errors import StorageFault, Superseded
 from raytune_autotuner.filesystems import STORE_ERRORS, Opened, makes_whole_files, open_uri, patient, refuse_secrets
-from raytune_autotuner.records import Endpoint, RungRecord, TrialId, TrialRecord, TrialState, from_json, to_json
+from raytune_autotuner.records import (
+    Endpoint,
+    RungRecord,
+    SearchEnd,
+    TrialId,
+    TrialRecord,
+    TrialState,
+    from_json,
+    to_json,
+)
 
 T = TypeVar("T")
 
@@ -359,6 +368,16 @@ class ExperimentFolder:
     def repeated(self) -> frozenset[str]:
         text = self.root.read("repeated.json")
         return frozenset(json.loads(text)) if text else frozenset()
+
+    def save_search_end(self, end: SearchEnd | None) -> None:
+        """Why the search ends early; ``None`` while it goes on, or goes on again."""
+        if end is not None:
+            self.root.write("search_end.json", to_json(end))
+        elif self.root.exists("search_end.json"):
+            self.root.delete("search_end.json")
+
+    def search_end(self) -> SearchEnd | None:
+        return self._load(SearchEnd, "search_end.json")
 
     def delete_record(self, trial: TrialId) -> None:
         self.root.delete(f"trials/{trial.name}/record.json")

@@ -11,7 +11,9 @@ from click.testing import CliRunner, Result
 
 from raytune_autotuner import experiment
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, INTERRUPTED, NOTHING_FEASIBLE, OK, main
+from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.experiment import Options
+from raytune_autotuner.records import SearchEnd
 from raytune_autotuner.results import Results, load_results
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.submit import VERSION_VARIABLE
@@ -25,12 +27,15 @@ class FakeExperiment:
     def __init__(self, storage: Path) -> None:
         self.asked: list[tuple[Setup, Options]] = []
         self.winner, self.interrupted = True, False
+        self.end: SearchEnd | None = None
         self._storage = storage
 
     def run(self, setup: Setup, options: Options) -> Results:
         self.asked.append((setup, options))
         finished = done(self._storage, f"finished-{len(self.asked)}")
-        results = replace(load_results(finished.folder, finished.task), interrupted=self.interrupted)
+        results = replace(
+            load_results(finished.folder, finished.task), interrupted=self.interrupted, ended_early=self.end
+        )
         return results if self.winner else replace(results, winner=None, verdict=None)
 
 
@@ -56,6 +61,24 @@ def test_the_exit_code_says_how_it_ended(winner: bool, interrupted: bool, wanted
     fake.winner, fake.interrupted = winner, interrupted
     assert invoke("run", "task.yaml").exit_code == wanted
     assert invoke("run", "task.yaml", "--ended-is-ok").exit_code == OK
+
+
+@pytest.mark.parametrize(
+    ("winner", "kind", "wanted"),
+    [(True, "crash", ENVIRONMENT), (False, "infrastructure", ENVIRONMENT), (False, "crash", NOTHING_FEASIBLE)],
+)
+def test_a_search_that_only_failed_in_the_end_is_told(
+    winner: bool, kind: FailureClass, wanted: int, fake: FakeExperiment
+) -> None:
+    """With the end of the log; it is the environment's fault where others worked before."""
+    fake.winner = winner
+    fake.end = SearchEnd("identical_failures", "5 trials in a row failed alike", kind, 5, "line 1\nthe last line")
+    ended = invoke("run", "task.yaml")
+    assert ended.exit_code == wanted
+    assert "The search ended early: 5 trials in a row failed alike." in ended.output
+    assert "  | the last line" in ended.output
+    fake.end = SearchEnd("budget", "10 GPU-hours are spent")
+    assert invoke("run", "task.yaml").exit_code == (OK if winner else NOTHING_FEASIBLE)
 
 
 def test_auto_resume_goes_on_with_what_is_there(fake: FakeExperiment) -> None:

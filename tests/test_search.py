@@ -80,6 +80,11 @@ class Fence:
     def champion(self) -> Parameters | None:
         return min(self.finished, key=lambda each: each[:2])[2] if self.finished else None
 
+    equal: Callable[[Parameters], Parameters] = lambda parameters: parameters
+
+    def same_as(self, parameters: Parameters) -> Parameters:
+        return self.equal(parameters)
+
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         self.refused.append((proposal, failure))
 
@@ -717,3 +722,21 @@ def test_a_space_without_parameters_measures_the_baseline_alone() -> None:
     d = driver(make_source(task, Space.of(task, load_engine("llamacpp"))))
     d.end(d.ask()[0], [1.0, 1.0])
     assert d.finished()
+
+
+def test_what_comes_to_the_same_is_measured_once() -> None:
+    """Equal for the engine though not in words: the source learns what is known, at once or when that is known."""
+    spy = Spy([{"x": 1}, {"x": 10}, {"x": 2}, {"x": 20}])
+    d = driver(spy)
+    d.gate.equal = lambda parameters: {"x": parameters["x"] // 10} if parameters["x"] >= 10 else parameters  # type: ignore[operator]
+    d.end(d.ask()[0], [1.0])
+    name, first = d.ask()
+    assert first.parameters == {"x": 1}
+    d.end(name, [3.0])
+    name, second = d.ask()
+    assert second.parameters == {"x": 2}
+    assert d.proposer.duplicates == 1
+    assert spy.told[spy.asked[1]] == spy.told[spy.asked[0]]
+    assert d.proposer.suggest("later") is None
+    d.end(name, [5.0])
+    assert spy.told[spy.asked[3]] == spy.told[spy.asked[2]]

@@ -1,7 +1,7 @@
 """What commands have in common: exit codes, and options that several take.
 
 Exit codes: 0 done, with an answer (also when the baseline stays the best), 1 it ran but nothing was feasible,
-2 the input is wrong, 3 the environment lacks something, 130 interrupted.
+2 the input is wrong, 3 the environment lacks something or keeps failing, 130 interrupted.
 """
 
 from __future__ import annotations

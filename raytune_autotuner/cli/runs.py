@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from raytune_autotuner.cli.options import (
+    ENVIRONMENT,
     INTERRUPTED,
     NOTHING_FEASIBLE,
     OK,
@@ -26,6 +27,7 @@ from raytune_autotuner.records import Parameters
 
 if TYPE_CHECKING:
     from raytune_autotuner.engines import Engine
+    from raytune_autotuner.results import Results
     from raytune_autotuner.task.spec import Task
 
 results_option = click.option(
@@ -152,9 +154,16 @@ def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -
     with display.progress(setup.folder, plan.trials, console):
         results = experiment.run(setup, options)
     console.print(display.answer(results, setup.folder.root.location(), str(path)))
-    if how.ended_is_ok or (results.winner and not results.interrupted):
-        return OK
-    return INTERRUPTED if results.interrupted else NOTHING_FEASIBLE
+    return OK if how.ended_is_ok else _exit_code(results)
+
+
+def _exit_code(results: Results) -> int:
+    if results.interrupted:
+        return INTERRUPTED
+    end = results.ended_early
+    if end is not None and end.cause == "identical_failures" and (results.winner or end.kind == "infrastructure"):
+        return ENVIRONMENT  # what worked before does not any more, or none of it was the configurations' fault
+    return OK if results.winner else NOTHING_FEASIBLE
 
 
 @click.command()

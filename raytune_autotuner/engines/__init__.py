@@ -407,9 +407,15 @@ def differences(engine: Engine, parameters: Parameters, info: Mapping[str, Any])
     for name, asked in parameters.items():
         parameter = engine.parameters.get(engine.canonical(name) or "")
         said = _lookup(info, parameter.info) if parameter and parameter.info else None
-        if said is not None and asked is not None and asked != "auto" and not _same(asked, said):
+        if said is not None and asked is not None and asked != "auto" and not same_value(asked, said):
             found.append(f"{name}: asked for {asked}, the server says {said}")
     return tuple(found)
+
+
+def reported(engine: Engine, info: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """The parameters as the server tells them, those that it tells plainly."""
+    said = {name: _lookup(info, p.info) for name, p in engine.parameters.items() if p.info}
+    return {name: value for name, value in said.items() if isinstance(value, str | int | float | bool)}
 
 
 def _lookup(info: Any, path: str) -> Any:
@@ -424,7 +430,8 @@ def _lookup(info: Any, path: str) -> Any:
     return info
 
 
-def _same(asked: ParameterValue, said: Any) -> bool:
+def same_value(asked: object, said: object) -> bool:
+    """Whether a server reports what it was told, in words of its own."""
     if isinstance(asked, bool) or isinstance(said, bool):
         return _truth(asked) == _truth(said)
     try:

@@ -4,9 +4,11 @@ Everything here is a pure function of the trials that have ended (``Case``) and 
 real experiments and simulated ones use it alike.
 """
 
+from raytune_autotuner.foresight.breaker import search_end
 from raytune_autotuner.foresight.cases import Case
+from raytune_autotuner.foresight.duplicates import Equals
 from raytune_autotuner.foresight.ended import Ended
 from raytune_autotuner.foresight.launch import Launch
 from raytune_autotuner.foresight.pruning import Pruner
 
-__all__ = ["Case", "Ended", "Launch", "Pruner"]
+__all__ = ["Case", "Ended", "Equals", "Launch", "Pruner", "search_end"]

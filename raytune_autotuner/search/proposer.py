@@ -110,6 +110,9 @@ class Gate(Protocol):
     def problem(self, parameters: Parameters) -> Failure | None:
         """Why a configuration is not to be run; ``None`` when it may."""
 
+    def same_as(self, parameters: Parameters) -> Parameters:
+        """The configuration, of those that were proposed, that comes to the same as this one; itself if none does."""
+
     def enough(self) -> str | None:
         """Why the search ends here, before its trials are used up; ``None`` while it goes on."""
 
@@ -234,7 +237,9 @@ class Proposer(Searcher):
     def _is_new(self, source: Source, key: str, parameters: Parameters) -> bool:
         """Whether a proposal is worth a trial; if not, its source is told what is known of it."""
         name = config_hash(parameters)
-        if (known := self._knowledge.get(name)) is not None:
+        known = self._knowledge.get(name) or self._knowledge.get(config_hash(self._gate.same_as(parameters)))
+        if known is not None:
+            name = config_hash(known.parameters)
             self.duplicates += 1
             if source is self._source and self.duplicates > self._behind:  # a stream that begins anew repeats itself
                 self._gate.repeated(name)

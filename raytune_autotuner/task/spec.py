@@ -90,6 +90,12 @@ class Optimization(Model):
     baseline_every: int | None = Field(
         10, ge=1, description="the baseline is measured again after so many trials, to see what drifts; null: never"
     )
+    stop_after_identical_failures: int | None = Field(
+        5,
+        ge=2,
+        description="so many trials in a row that fail with the same cause end the search (more, where failures are so "
+        "common that this may be chance); null: never",
+    )
     confirm: Confirm = Field(Confirm(), description="the winner is measured against the baseline again")
 
 

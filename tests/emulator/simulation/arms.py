@@ -37,6 +37,9 @@ class OpenGate:
         reason = too_large(self._world, parameters)
         return None if reason is None else Failure("no_fit", reason)
 
+    def same_as(self, parameters: Parameters) -> Parameters:
+        return parameters
+
     def enough(self) -> str | None:
         return None
 

@@ -1,0 +1,129 @@
+"""What an experiment says to its search, from what its trials left in the folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from raytune_autotuner.engines import load_engine
+from raytune_autotuner.errors import FailureClass
+from raytune_autotuner.gate import ExperimentGate
+from raytune_autotuner.proposal import Proposal
+from raytune_autotuner.queueing import PlacedQueue
+from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, config_hash
+from raytune_autotuner.setup import Setup
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.task.spec import parse_task
+
+OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+
+
+@dataclass
+class Nodes:
+    """A queue over nodes with four GPUs."""
+
+    def never(self, parameters: Parameters) -> str | None:
+        return "needs 8 GPUs on one node" if parameters.get("tp_size") == 8 else None
+
+    def nodes_for(self, parameters: Parameters) -> tuple[str, ...]:
+        return ()
+
+
+def make_setup(tmp_path: Path, **optimization: Any) -> Setup:
+    data = {
+        "task_name": "t",
+        "backend": "local",
+        "engine": "sglang",
+        "model": {"name": "m", "path": "m"},
+        "runtime": {"args": ["--tp", "2"]},
+        "parameters": {
+            "mem_frac": {"type": "choice", "values": [0.7, 0.8, 0.9]},
+            "tp_size": {"type": "choice", "values": [1, 2, 4, 8]},
+        },
+        "optimization": optimization,
+    }
+    task = parse_task(data, "task")
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    return Setup(task, load_engine("sglang"), folder, "", runtime_args=task.runtime.args, facts={"served_name": "m"})
+
+
+def make_gate(setup: Setup) -> ExperimentGate:
+    return ExperimentGate(setup, cast(PlacedQueue, Nodes()))
+
+
+def leave(setup: Setup, number: int, parameters: Parameters, kind: FailureClass | None, reason: str = "why") -> None:
+    """As a trial does that has ended."""
+    setup.folder.save_record(
+        TrialRecord(
+            trial=TrialId("search", config_hash(parameters)),
+            experiment="exp",
+            number=number,
+            parameters=parameters,
+            outcome="infeasible" if kind else "completed",
+            started_at=f"2026-01-01T00:{number:02}:00+00:00",
+            failure=Failure(kind, reason, "the log") if kind else None,
+            phases={"benchmark": 1.0},
+            engine_info={"server": {"mem_fraction_static": 0.9}},
+        )
+    )
+
+
+def test_what_must_fail_is_refused_and_recorded(tmp_path: Path) -> None:
+    """First what no node can hold, then what a trial has shown in the meantime; the evidence is in the record."""
+    setup = make_setup(tmp_path)
+    gate = make_gate(setup)
+    unfit = gate.problem({"tp_size": 8})
+    assert unfit is not None
+    assert unfit.kind == "no_fit"
+    assert gate.problem({"mem_frac": 0.9, "tp_size": 1}) is None
+    leave(setup, 1, {"mem_frac": 0.8}, "out_of_memory", OOM)
+    failure = gate.problem({"mem_frac": 0.9, "tp_size": 1})
+    assert failure is not None
+    assert "mem_frac 0.9 > 0.8, tp_size 1 < 2" in failure.reason
+    proposal = Proposal(TrialId("search", "0123456789ab"), 2, {"mem_frac": 0.9, "tp_size": 1}, 0.0)
+    gate.refuse(proposal, failure)
+    record = setup.folder.record("search-0123456789ab")
+    assert record is not None
+    assert (record.outcome, record.failure) == ("infeasible", failure)
+    leave(setup, 3, {"mem_frac": 0.9}, None)
+    assert gate.problem({"mem_frac": 0.9, "tp_size": 1}) is None
+
+
+def test_what_comes_to_the_same_is_told(tmp_path: Path) -> None:
+    """The baseline's own values, and those that were proposed before."""
+    gate = make_gate(make_setup(tmp_path))
+    assert gate.same_as({"tp_size": 2}) == {}
+    assert gate.same_as({"mem_frac": 0.8, "tp_size": 2}) == {"mem_frac": 0.8, "tp_size": 2}
+    assert gate.same_as({"mem_frac": 0.8}) == {"mem_frac": 0.8, "tp_size": 2}
+
+
+def test_failures_alike_end_the_search_for_good(tmp_path: Path) -> None:
+    """It is written into the folder; whoever takes the experiment up again begins to count anew."""
+    setup = make_setup(tmp_path, stop_after_identical_failures=3)
+    gate = make_gate(setup)
+    for number in range(3):
+        assert gate.enough() is None
+        leave(setup, number, {"mem_frac": 0.7 + number / 10}, "not_ready")
+    said = gate.enough()
+    assert said is not None
+    end = setup.folder.search_end()
+    assert end is not None
+    assert (end.reason, end.count, end.log_tail) == (said, 3, "the log")
+    leave(setup, 4, {"tp_size": 1}, None)
+    assert gate.enough() == said
+    again = make_gate(setup)
+    assert again.enough() is None
+    assert setup.folder.search_end() is None
+
+
+@pytest.mark.parametrize("value", ["null", "9"])
+def test_the_limit_is_the_users(tmp_path: Path, value: str) -> None:
+    """Off with null."""
+    setup = make_setup(tmp_path, stop_after_identical_failures=None if value == "null" else 9)
+    gate = make_gate(setup)
+    for number in range(8):
+        leave(setup, number, {"chunked_prefill_size": 1000 + number}, "not_ready")
+    assert gate.enough() is None

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.errors import StorageFault
-from raytune_autotuner.foresight import Case, Ended, Equals, Pruner, search_end
+from raytune_autotuner.foresight import Case, Ended, Equals, Feasibility, Pruner, search_end
 from raytune_autotuner.history import over
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
@@ -25,6 +25,7 @@ class ExperimentGate:
         self._setup = setup
         self._queue = queue
         self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
+        self._feasibility = Feasibility(setup.launch, setup.known, setup.task.resources.gpus)
         self._ended = Ended(setup.folder)
         self._cases: tuple[Case, ...] = ()
         self._pruned = Pruner(setup.launch, ())
@@ -41,7 +42,7 @@ class ExperimentGate:
         if reason is not None:
             return Failure("no_fit", reason)
         self._hear()
-        return self._pruned.problem(parameters)
+        return self._feasibility.problem(parameters) or self._pruned.problem(parameters)
 
     def same_as(self, parameters: Parameters) -> Parameters:
         self._hear()

@@ -6,7 +6,7 @@ Looked at before anything is created, held by the anchor while the experiment ru
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,8 +30,9 @@ from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings, notes
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.doctor import Finding, Needs, examine, gpu_nodes
 from raytune_autotuner.engines import Engine, build_argv, gpu_count, load_engine
-from raytune_autotuner.errors import EnvironmentFault, SpecError
-from raytune_autotuner.kube import Cluster
+from raytune_autotuner.errors import AutotunerError, EnvironmentFault, SpecError
+from raytune_autotuner.foresight import facts
+from raytune_autotuner.kube import BASE_MODEL, CLUSTER_BASE_MODEL, NODE, Cluster
 from raytune_autotuner.packing import GpuNode, Need, pods
 from raytune_autotuner.records import Parameters, TrialId
 from raytune_autotuner.task.spec import Task
@@ -148,6 +149,22 @@ def open_ome(task: Task, engine: Engine, gpus: int) -> tuple[Ome, Runtime, Engin
     runtime = read_runtime(connect(task), task.base_runtime, task.ome.runtime_kind, namespace_of(task))
     engine = engine if task.engine else _engine_of(runtime, engine)
     return Ome(task, _settings(task, runtime, engine)), runtime, engine
+
+
+def known_facts(task: Task) -> dict[str, float]:
+    """What the cluster tells of the model and of the GPUs; nothing where it may not be read."""
+    cluster = connect(task)
+    base = BASE_MODEL if task.ome.model_kind == "BaseModel" else CLUSTER_BASE_MODEL
+    found: dict[str, float] = {}
+    with suppress(AutotunerError):
+        model = cluster.get(base, task.model.name, namespace_of(task) if base.namespaced else None)
+        found |= facts.of_base_model((model or {}).get("spec") or {})
+    with suppress(AutotunerError):
+        nodes = cluster.list(NODE, None, task.ome.node_selector)
+        labels = {n["metadata"]["name"]: n["metadata"].get("labels") or {} for n in nodes}
+        having = {node.name for node in gpu_nodes(cluster, task.ome.node_selector)}
+        found |= facts.of_nodes({name: said for name, said in labels.items() if name in having})
+    return found
 
 
 def described(finding: Finding) -> str:

@@ -18,6 +18,7 @@ from raytune_autotuner.engines import Engine, build_argv, gpu_count
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.foresight import Launch
+from raytune_autotuner.foresight.facts import of_task
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.packing import Need
 from raytune_autotuner.planning.plan import ladder
@@ -43,6 +44,8 @@ class Setup:
     """The flags in use today; the baseline is exactly these."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What the engine file's placeholders stand for, besides host and port."""
+    known: Mapping[str, float] = field(default_factory=dict)
+    """Of the model and its GPUs (see ``foresight.facts``)."""
     client_socket: Path | None = None
     """Of the preloaded benchmark client on the driver's machine; trials elsewhere start their own."""
 
@@ -174,11 +177,13 @@ def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Se
         facts["chat_template"] = str(chat_template_file(task.model.chat_template))
     site: Site = Local(task.resources.cpus)
     command, args = task.runtime.command, task.runtime.args
+    known: Mapping[str, float] = of_task(task)
     if task.backend == "ome":
-        from raytune_autotuner.ome_site import open_ome  # the client of Kubernetes is slow to import
+        from raytune_autotuner.ome_site import known_facts, open_ome  # the client of Kubernetes is slow to import
 
         site, runtime, engine = open_ome(task, engine, least_gpus(task, engine))
         command, args = runtime.command, runtime.args
+        known = {**known_facts(task), **known}
     return Setup(
         task=task,
         engine=engine,
@@ -188,6 +193,7 @@ def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Se
         command=command,
         runtime_args=args,
         facts=facts,
+        known=known,
     )
 
 

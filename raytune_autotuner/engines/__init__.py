@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,6 +29,11 @@ REASON_LENGTH = 300
 """Characters of a log line that are kept as a failure's reason."""
 TRUE_WORDS = frozenset({"true", "on", "yes", "1", "enabled"})
 FALSE_WORDS = frozenset({"false", "off", "no", "0", "disabled", "none", ""})
+
+
+def _formula(text: str) -> str:
+    expressions.parse(text)  # says by a ValueError what is wrong
+    return text
 
 
 def _regex(text: str) -> str:
@@ -127,6 +132,31 @@ class FailurePattern(Model):
     )
 
 
+Formula = Annotated[str, AfterValidator(_formula)]
+FACTS = frozenset({"layers", "heads", "kv_heads", "head_dim", "max_context", "weights_gib", "gpu_gib"})
+"""What a rule may speak of beside parameters: the model's shape, its weights as they are loaded, one GPU's memory."""
+
+
+class Fit(Model):
+    """What a start surely needs: ``must`` holds, or ``need`` is no more than ``have`` (both in GiB, of one GPU)."""
+
+    why: str = Field(min_length=1, description="what is wrong when it is not so")
+    must: Formula | None = None
+    need: Formula | None = None
+    have: Formula | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Fit:
+        if (self.must is None) == (self.need is None) or (self.need is None) != (self.have is None):
+            raise ValueError("write either must, or need and have")
+        return self
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the parameters and facts that it speaks of."""
+        return frozenset().union(*(expressions.parse(text).names for text in (self.must, self.need, self.have) if text))
+
+
 class Preset(Model):
     description: str
     parameters: dict[str, Parameter] = Field(min_length=1)
@@ -148,6 +178,8 @@ class Engine(Model):
     )
     metrics: MetricNames | None = None
     failures: tuple[FailurePattern, ...] = ()
+    terms: dict[str, Formula] = Field(default_factory=dict, description="what `fits` and later terms may speak of")
+    fits: tuple[Fit, ...] = Field((), description="what a start surely needs; the unknown is no need")
     presets: dict[str, Preset] = Field(default_factory=dict)
     api_backend: Literal["openai", "vllm", "sglang"] = "openai"
     server_engine: str = Field(description="genai-bench's --server-engine")
@@ -161,6 +193,11 @@ class Engine(Model):
             raise ValueError(f"gpus: {error}") from error
         faults = [f"gpus: {name} is no parameter of this engine" for name in sorted(unknown)]
         faults += _spelled_twice(self.parameters)
+        used = {*(n for fit in self.fits for n in fit.names), *(n for name in self.terms for n in self.parts(name))}
+        faults += [
+            f"fits: {name} is neither a parameter of this engine nor one of {', '.join(sorted(FACTS))}"
+            for name in sorted(used - set(self.parameters) - set(self.terms) - FACTS)
+        ]
         faults += [fault for failure in self.failures for fault in _failure_faults(self, failure)]
         faults += [fault for name, preset in self.presets.items() for fault in _preset_faults(self, name, preset)]
         if faults:
@@ -170,6 +207,10 @@ class Engine(Model):
     @cached_property
     def _names(self) -> Mapping[str, str]:
         return {spelling: name for name, p in self.parameters.items() for spelling in p.spellings(name)}
+
+    def parts(self, name: str) -> frozenset[str]:
+        """What a term is made of; nothing when it is none."""
+        return expressions.parse(self.terms[name]).names if name in self.terms else frozenset()
 
     def canonical(self, name: str) -> str | None:
         """The parameter that is meant by a name, an alias or a flag; ``None`` when the engine has none such."""
@@ -336,13 +377,14 @@ def gpu_count(engine: Engine, parameters: Parameters, runtime_args: Sequence[str
     return int(count)
 
 
-def spoken(engine: Engine, args: Sequence[str]) -> dict[str, object]:
+def spoken(engine: Engine, args: Sequence[str]) -> dict[str, Hashable]:
     """What a command line says, by parameter; by flag, with the words that follow, where none is known."""
-    said: dict[str, object] = {}
+    said: dict[str, Hashable] = {}
     for option in arguments.split(args):
         known = dict(_values(engine, (option,)))
         before = said.get(option.flag, ())
-        said |= known or {option.flag: (*(before if isinstance(before, tuple) else ()), *option.values)}
+        words = (*(before if isinstance(before, tuple) else ()), *option.values)
+        said.update(known or {option.flag: words})
     return said
 
 

@@ -14,6 +14,7 @@ from rich.text import Text
 from raytune_autotuner.capacity import most_probes
 from raytune_autotuner.engines import Engine, gpu_count
 from raytune_autotuner.objectives import OBJECTIVES
+from raytune_autotuner.planning import impossible
 from raytune_autotuner.planning.levels import SHORT_REQUESTS, capacity_search, searching_ladder
 from raytune_autotuner.planning.space import MAX_CANDIDATES, Space
 from raytune_autotuner.records import Load, Parameters, Rung
@@ -127,7 +128,11 @@ def make_plan(task: Task, engine: Engine) -> Plan:
         total_s=(work_s[0] / at_once, work_s[1] / at_once),
         gpu_hours=gpu_hours,
         cost=(gpu_hours[0] * price, gpu_hours[1] * price) if price else None,
-        notes=(*_notes(task, engine, points, grid_points), *_search_notes(task)),
+        notes=(
+            *_notes(task, engine, points, grid_points),
+            *_search_notes(task),
+            *impossible.notes(task, engine, examples),
+        ),
         assumptions=tuple(_assumptions(task)),
     )
 

@@ -28,6 +28,18 @@ from raytune_autotuner.task.tracking import Tracking
 NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 
+class ModelFacts(Model):
+    """What a model is like, where nothing else tells; what surely cannot start with it is not tried."""
+
+    parameters_b: float | None = Field(None, gt=0, description="billions of parameters, all experts included")
+    bytes_per_parameter: float = Field(2, gt=0, le=8, description="of the weights as they are loaded: 2 for bfloat16")
+    layers: int | None = Field(None, ge=1, description="hidden layers")
+    heads: int | None = Field(None, ge=1, description="attention heads")
+    kv_heads: int | None = Field(None, ge=1, description="key-value heads, where all layers keep every token")
+    head_dim: int | None = Field(None, ge=1, description="numbers in one head's key")
+    max_context: int | None = Field(None, ge=1, description="tokens of the longest request")
+
+
 class ModelSpec(Model):
     name: str = Field(min_length=1, description="the model's name: for OME the (Cluster)BaseModel")
     namespace: str | None = Field(None, description="OME: the namespace of the experiment's objects")
@@ -37,6 +49,7 @@ class ModelSpec(Model):
     chat_template: str | None = Field(
         None, description="llama.cpp: a shipped template's name (gemma) or a file; for models that carry none"
     )
+    facts: ModelFacts = Field(ModelFacts(), description="the model's size and shape, where nothing else tells them")
 
 
 class RuntimeSpec(Model):
@@ -201,6 +214,9 @@ class Benchmark(Model):
 class Resources(Model):
     cpus: float | None = Field(None, gt=0, description="local engine: cores reserved per trial; default: all")
     gpus: int | None = Field(None, ge=0, description="GPUs per trial; default: the engine file's formula")
+    gpu_memory_gib: float | None = Field(
+        None, gt=0, description="memory of one GPU, in GiB; OME: default is what the nodes' labels say"
+    )
 
 
 class Task(Model):

@@ -1,0 +1,109 @@
+"""What is known of a model and its GPUs before anything is started, as numbers for the rules of the engine files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raytune_autotuner.task.spec import ModelFacts, ModelSpec, Resources, Task
+
+GIB = 2**30
+Facts = Mapping[str, float]
+"""By ``engines.FACTS``; what is not known is left out."""
+
+UNEVEN = ("sliding_window", "layer_types", "kv_lora_rank", "layers_block_type", "attn_layer_indices")
+"""Signs in a model's config that its layers do not all keep keys and values for every token in the usual way."""
+ROUNDED = 0.95
+"""A size such as 8B may be rounded up."""
+SMALLEST = 0.5
+"""Bytes of a parameter, when nothing says how it is stored."""
+STORED_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 2.0}
+"""On a GPU; engines load 32 bits as 16."""
+QUANTIZED_BYTES = {"fp8": 1.0, "fbgemm_fp8": 1.0, "int4": 0.5}
+"""By what OME calls a model's quantization."""
+SIZES = {"T": 1e12, "B": 1e9, "M": 1e6}
+
+
+def of_task(task: Task) -> dict[str, float]:
+    """What the task says, and where it is silent the model's folder, if it lies on this machine."""
+    return {**of_folder(task.model), **said(task.model.facts), **of_gpus(task.resources)}
+
+
+def said(facts: ModelFacts) -> dict[str, float]:
+    given = {name: getattr(facts, name) for name in ("layers", "heads", "kv_heads", "head_dim", "max_context")}
+    if facts.parameters_b is not None:
+        given["weights_gib"] = facts.parameters_b * 1e9 * facts.bytes_per_parameter / GIB
+    return {name: float(value) for name, value in given.items() if value is not None}
+
+
+def of_gpus(resources: Resources) -> dict[str, float]:
+    return {"gpu_gib": resources.gpu_memory_gib} if resources.gpu_memory_gib else {}
+
+
+def of_folder(model: ModelSpec) -> dict[str, float]:
+    """Of a model in Hugging Face's layout."""
+    folder = Path(model.path).expanduser() if model.path else None
+    if folder is None or not folder.is_dir():
+        return {}
+    config = _json(folder / "config.json")
+    weights = _weights_bytes(folder)
+    halved = 0.5 if _dtype(config) == "float32" else 1.0
+    return {**of_config(config), **({"weights_gib": halved * weights / GIB} if weights else {})}
+
+
+def _weights_bytes(folder: Path) -> float | None:
+    """Of the checkpoint that engines load; some folders hold a second one beside it."""
+    total = (_json(folder / "model.safetensors.index.json").get("metadata") or {}).get("total_size")
+    single = folder / "model.safetensors"
+    return float(total) if total else float(single.stat().st_size) if single.is_file() else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def of_config(config: Mapping[str, Any]) -> dict[str, float]:
+    """Of a model's config.json; of several models in one, the one that writes text."""
+    text = config.get("text_config") or config
+    heads, hidden = text.get("num_attention_heads"), text.get("hidden_size")
+    found = {
+        "layers": text.get("num_hidden_layers"),
+        "heads": heads,
+        "max_context": text.get("max_position_embeddings"),
+    }
+    if not any(text.get(sign) for sign in UNEVEN):
+        found["kv_heads"] = text.get("num_key_value_heads") or heads
+        found["head_dim"] = text.get("head_dim") or (hidden / heads if hidden and heads else None)
+    return {name: float(v) for name, v in found.items() if isinstance(v, int | float) and v > 0}
+
+
+def _dtype(config: Mapping[str, Any]) -> str | None:
+    said: str | None = config.get("torch_dtype") or config.get("dtype")
+    return said
+
+
+def of_base_model(spec: Mapping[str, Any]) -> dict[str, float]:
+    """Of a (Cluster)BaseModel of OME, as its model agent fills it in."""
+    config = spec.get("modelConfiguration") or {}
+    size = re.fullmatch(r"([0-9.]+)([TBM])", str(spec.get("modelParameterSize") or ""))
+    found = of_config(config)
+    if size:
+        stored = QUANTIZED_BYTES.get(str(spec.get("quantization"))) if spec.get("quantization") else None
+        plain = STORED_BYTES.get(str(_dtype(config))) if not spec.get("quantization") else None
+        each = stored or plain or SMALLEST
+        found["weights_gib"] = ROUNDED * float(size[1]) * SIZES[size[2]] * each / GIB
+    return found
+
+
+def of_nodes(labels: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
+    """The largest GPU of any node, by the labels that NVIDIA's device plugin sets (in MiB)."""
+    told = [node.get("nvidia.com/gpu.memory", "") for node in labels.values()]
+    sizes = [float(text) / 1024 for text in told if text.isdigit()]
+    return {"gpu_gib": max(sizes)} if sizes and len(sizes) == len(told) else {}

@@ -1,0 +1,27 @@
+"""How much of a search space is known not to start before anything has been tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from raytune_autotuner.engines import Engine
+from raytune_autotuner.foresight import Feasibility, Launch
+from raytune_autotuner.foresight.facts import of_task
+from raytune_autotuner.records import Parameters
+from raytune_autotuner.task.spec import Task
+
+EXAMPLES = 400
+"""Configurations that are looked at."""
+
+
+def notes(task: Task, engine: Engine, examples: Sequence[Parameters]) -> Iterator[str]:
+    """In words, for ``examples`` that stand for the space; nothing where all of them may work."""
+    raw_flags = {name: p.flag for name, p in task.parameters.items() if p.flag}
+    launch = Launch(engine, task.runtime.args, task.extra_args, raw_flags)
+    rules = Feasibility(launch, of_task(task), task.resources.gpus)
+    some = examples[:: 1 + len(examples) // EXAMPLES]
+    if found := rules.count(some):
+        reasons = "; ".join(f"{count / len(some):.0%}: {why}" for why, count in found.most_common())
+        yield f"{found.total() / len(some):.0%} of the configurations cannot start and are not run ({reasons})"
+    if task.backend == "local" and (unfit := rules.unfit({})) is not None:
+        yield f"the runtime's own flags cannot start; {unfit.why}: {unfit.arithmetic}"

@@ -381,10 +381,11 @@ def spoken(engine: Engine, args: Sequence[str]) -> dict[str, Hashable]:
     """What a command line says, by parameter; by flag, with the words that follow, where none is known."""
     said: dict[str, Hashable] = {}
     for option in arguments.split(args):
-        known = dict(_values(engine, (option,)))
+        if known := dict(_values(engine, (option,))):
+            said.update(known)
+            continue
         before = said.get(option.flag, ())
-        words = (*(before if isinstance(before, tuple) else ()), *option.values)
-        said.update(known or {option.flag: words})
+        said[option.flag] = (*(before if isinstance(before, tuple) else ()), *option.values)
     return said
 
 

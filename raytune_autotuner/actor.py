@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from raytune_autotuner.errors import StorageFault, Superseded
-from raytune_autotuner.proposal import Proposal, label, reduction_factor, report
+from raytune_autotuner.proposal import Ending, Proposal, label, reduction_factor, report
 from raytune_autotuner.reservation import Reservation
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import Trial
@@ -48,8 +48,13 @@ class TrialActor(tune.Trainable):
             self._trial = None
             raise
         rungs = self._trial.rungs
-        factor = reduction_factor(self.shared.task.optimization)
-        return report(rungs[-1].score if rungs else None, len(rungs), record.outcome if record else None, factor)
+        return report(
+            rungs[-1].score if rungs else None,
+            len(rungs),
+            reduction_factor(self.shared.task.optimization),
+            ending=Ending(record.outcome, record.failure) if record else None,
+            node=self._trial.job.node,
+        )
 
     def cleanup(self) -> None:
         if self._trial is not None:

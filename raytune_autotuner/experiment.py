@@ -137,8 +137,9 @@ def _queue(setup: Setup, nodes: Sequence[GpuNode] | None) -> PlacedQueue:
 def _tune(setup: Setup, past: Past, gate: ExperimentGate, queue: PlacedQueue, folder: Path) -> None:
     task = setup.task
     space = Space.of(task, setup.engine)
+    source = make_source(task, space, past.lessons(), setup.gpus)
     proposer = Proposer(
-        make_source(task, space, past.lessons()),
+        source,
         fallback=RandomSource(space, task.optimization.seed + 1) if space.dimensions else None,
         limits=Limits(task.optimization.max_iterations, task.optimization.baseline_every),
         gate=gate,
@@ -149,7 +150,7 @@ def _tune(setup: Setup, past: Past, gate: ExperimentGate, queue: PlacedQueue, fo
         actor_class(setup),
         tune_config=tune.TuneConfig(
             search_alg=proposer,
-            scheduler=make_scheduler(task.optimization, len(setup.rungs), past.ended, proposer.is_void),
+            scheduler=make_scheduler(task.optimization, len(setup.rungs), past.ended, source, proposer.is_void),
             num_samples=-1,
             max_concurrent_trials=task.optimization.max_concurrent_trials or AT_ONCE,
             trial_name_creator=lambda trial: Proposal.from_config(trial.config).trial.name,

@@ -126,16 +126,27 @@ def violation(metrics: Metrics, slo: Mapping[str, float]) -> tuple[float, str]:
     metrics = with_goodput(metrics, slo)
     for name, limit in load_limits(slo).items():
         value = _extreme(metrics.loads, name)
-        if value is None:
-            excess, shown = WORST, "not measured"
-        elif METRICS[name].direction == "min":
-            excess, shown = value / limit - 1, f"{value:.4g}"
-        else:
-            excess, shown = (limit / value - 1 if value > 0 else WORST), f"{value:.4g}"
+        excess = _strain(name, value, limit) - 1
         if excess > worst:
+            shown = "not measured" if value is None else f"{value:.4g}"
             sign = "<=" if METRICS[name].direction == "min" else ">="
             worst, words = min(excess, WORST), f"{name} {shown}, limit {sign} {limit:g}"
     return worst, words
+
+
+def strain(metrics: Metrics, slo: Mapping[str, float]) -> float | None:
+    """How near the worst metric is to its limit: 1 at it, more beyond it; ``None`` without limits."""
+    loads, limits = with_goodput(metrics, slo).loads, load_limits(slo)
+    found = (_strain(name, _extreme(loads, name), limit) for name, limit in limits.items())
+    return min(max(found), 1 + WORST) if limits else None
+
+
+def _strain(name: str, value: float | None, limit: float) -> float:
+    if value is None:
+        return 1 + WORST
+    if METRICS[name].direction == "min":
+        return value / limit
+    return limit / value if value > 0 else 1 + WORST
 
 
 def _extreme(loads: tuple[LoadMetrics, ...], name: str) -> float | None:
@@ -176,7 +187,8 @@ def score(metrics: Metrics, context: Context) -> Score:
     value = objective.value(metrics, context)
     excess, worst = violation(metrics, context.optimization.slo)
     loss = value if objective.direction == "min" else -value
-    return Score(name, value, objective.unit, objective.direction, loss, excess, worst)
+    nearness = strain(metrics, context.optimization.slo)
+    return Score(name, value, objective.unit, objective.direction, loss, excess, worst, slo=nearness)
 
 
 def rank(score: Score) -> tuple[float, float]:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from raytune_autotuner.objectives import scalar
-from raytune_autotuner.records import Outcome, Parameters, ParameterValue, Score, TrialId, config_hash
+from raytune_autotuner.records import (
+    Failure,
+    Outcome,
+    Parameters,
+    ParameterValue,
+    Score,
+    TrialId,
+    TrialRecord,
+    config_hash,
+)
 from raytune_autotuner.task.spec import Optimization
 
 META = "_trial"
 BUDGET, LOSS = "rung_budget", "loss"
+NUMBERS = re.compile(r"0x[0-9a-fA-F]+|[0-9][0-9.,]*")
+CAUSE_LENGTH = 100
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,22 @@ def _short(value: ParameterValue) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def report(score: Score | None, rungs_done: int, outcome: Outcome | None, reduction_factor: float) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Ending:
+    """How a trial ended, and why."""
+
+    outcome: Outcome
+    failure: Failure | None = None
+
+
+def report(
+    score: Score | None,
+    rungs_done: int,
+    reduction_factor: float,
+    *,
+    ending: Ending | None = None,
+    node: str | None = None,
+) -> dict[str, Any]:
     """What a trial tells Tune after a step. NaN keeps a trial without a score out of ASHA's quantiles."""
     return {
         LOSS: scalar(score.loss, score.violation) if score else float("nan"),
@@ -69,10 +96,29 @@ def report(score: Score | None, rungs_done: int, outcome: Outcome | None, reduct
         "raw_loss": score.loss if score else None,
         "violation": score.violation if score else None,
         "value": score.value if score else None,
+        "slo": score.slo if score else None,
         "rungs_done": rungs_done,
-        "outcome": outcome,
-        "done": outcome is not None,
+        "node": node,
+        "outcome": ending.outcome if ending else None,
+        "cause": cause(ending.failure) if ending and ending.failure else None,
+        "done": ending is not None,
     }
+
+
+def reports(record: TrialRecord, reduction_factor: float = 2.0) -> Iterator[dict[str, Any]]:
+    """What a trial that has ended had told, rung by rung, and at its end."""
+    done = 0
+    for done, rung in enumerate(record.rungs, 1):
+        yield report(rung.score, done, reduction_factor, node=record.node)
+    last = record.rungs[-1].score if record.rungs else None
+    ending = Ending(record.outcome, record.failure)
+    yield report(last, done, reduction_factor, ending=ending, node=record.node)
+
+
+def cause(failure: Failure) -> str:
+    """Why a configuration cannot work, in words that are the same for the same cause: without numbers and addresses."""
+    first = failure.reason.strip().splitlines()[0] if failure.reason.strip() else ""
+    return f"{failure.kind}: {NUMBERS.sub('#', first)[:CAUSE_LENGTH]}"
 
 
 def reduction_factor(optimization: Optimization) -> float:

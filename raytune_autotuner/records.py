@@ -178,6 +178,8 @@ class Score:
     """The SLO limit that is exceeded most, in words; empty when all are kept."""
     at: str = ""
     """The level of concurrency that it holds for, in words, where that was searched."""
+    slo: float | None = None
+    """The metric that is nearest to its limit, or furthest beyond, relative to that limit; ``None`` without limits."""
 
 
 @dataclass(frozen=True)

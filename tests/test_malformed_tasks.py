@@ -106,7 +106,7 @@ MALFORMED = {
     "strategy": (
         optimization("strategy: grid"),
         "optimization.strategy (line 5)",
-        ["`grid`", "grid_search, random, bayesian, optuna"],
+        ["`grid`", "adaptive, grid_search, random, bayesian, optuna"],
     ),
     "scheduler": (
         optimization("scheduler: asha"),

@@ -15,6 +15,7 @@ from raytune_autotuner.task.spec import Task
 
 SIMPLE = Path(__file__).parent.parent / "configs" / "simple_task.json"
 ASHA = "optimization.scheduler={type: asha}"
+NONE = "optimization.scheduler=none"
 
 
 def task(*overrides: str) -> Task:
@@ -46,7 +47,7 @@ def test_simple_task() -> None:
 
 def test_without_a_scheduler_there_is_one_rung() -> None:
     """Nothing is stopped early, so a short run would only cost."""
-    assert ladder(task()) == (Rung(0, (Load("D(100,100)", 1), Load("D(100,100)", 4)), 50, 10),)
+    assert ladder(task(NONE)) == (Rung(0, (Load("D(100,100)", 1), Load("D(100,100)", 4)), 50, 10),)
 
 
 def test_early_stopping_gets_a_short_rung() -> None:
@@ -105,7 +106,7 @@ def test_estimates_are_bounded() -> None:
     assert p.total_s[1] == 17 * 600
     assert (
         plan(ASHA, "benchmark.max_requests_per_iteration=2000").total_s[0]
-        < (plan("benchmark.max_requests_per_iteration=2000").total_s[0])
+        < (plan(NONE, "benchmark.max_requests_per_iteration=2000").total_s[0])
     )
     assert plan("optimization.max_concurrent_trials=3").total_s[1] == pytest.approx(p.total_s[1] / 3)
 

@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space
-from raytune_autotuner.proposal import BUDGET, LOSS, META, Proposal, report
+from raytune_autotuner.proposal import BUDGET, LOSS, META, Ending, Proposal, report
 from raytune_autotuner.records import (
     Failure,
     Metrics,
@@ -127,14 +127,14 @@ class Driver:
 
     def end(self, name: str, losses: list[float], outcome: str | None = "completed", violation: float = 0.0) -> None:
         for n, loss in enumerate(losses, 1):
-            ended = outcome if n == len(losses) else None
-            result = report(score_of(loss, violation), n, ended, 2.0)  # type: ignore[arg-type]
+            ending = Ending(outcome) if outcome and n == len(losses) else None  # type: ignore[arg-type]
+            result = report(score_of(loss, violation), n, 2.0, ending=ending)
             if n < len(losses):
                 self.proposer.on_trial_result(name, result)
         if outcome == "completed" and not self.running[name].trial.again:
             self.gate.finished.append((violation, losses[-1], self.running[name].parameters))
         if not losses:
-            result = report(None, 0, outcome, 2.0)  # type: ignore[arg-type]
+            result = report(None, 0, 2.0, ending=Ending(outcome) if outcome else None)  # type: ignore[arg-type]
         self.proposer.on_trial_complete(name, result)
 
     def finished(self) -> bool:
@@ -584,7 +584,7 @@ def test_a_worker_that_dies_after_its_record_has_done_its_work() -> None:
     assert list(spy.told.values()) == [scalar(3.0, 0.0)]
 
 
-@pytest.mark.parametrize("strategy", ["bayesian", "optuna"])
+@pytest.mark.parametrize("strategy", ["adaptive", "bayesian", "optuna"])
 def test_a_model_begins_with_the_complete_history(strategy: str) -> None:
     """It does not propose again what it was told, and it goes to where the good values were."""
     task = parse_task(
@@ -609,7 +609,7 @@ def test_a_model_begins_with_the_complete_history(strategy: str) -> None:
 
 def test_tune_sees_nan_for_a_trial_without_a_score() -> None:
     """NaN stays out of ASHA's quantiles; the source learns of it in another way."""
-    result = report(None, 0, "infeasible", 2.0)
+    result = report(None, 0, 2.0, ending=Ending("infeasible"))
     assert math.isnan(result[LOSS])
     assert result["done"]
 
@@ -651,10 +651,10 @@ class FakeTrial:
 
 def test_without_a_scheduler_nothing_is_stopped() -> None:
     """Neither when the ladder has one rung only."""
-    assert not isinstance(make_scheduler(Optimization(), 2), Ladder)
-    asha = Optimization.model_validate({"scheduler": {"type": "asha"}})
-    assert not isinstance(make_scheduler(asha, 1), Ladder)
-    assert isinstance(make_scheduler(asha, 2), Ladder)
+    none = Optimization(scheduler="none")
+    assert not isinstance(make_scheduler(none, 2), Ladder)
+    assert not isinstance(make_scheduler(Optimization(), 1), Ladder)
+    assert isinstance(make_scheduler(Optimization(), 2), Ladder)
 
 
 def test_the_ladder_compares_with_the_trials_of_before() -> None:
@@ -665,7 +665,7 @@ def test_the_ladder_compares_with_the_trials_of_before() -> None:
     proposal = Proposal(TrialId("search", "abc"), 9, {"a": 9}, 0.0)
     trial = SimpleNamespace(trial_id="t", config=proposal.to_config())
     ladder.on_trial_add(None, trial)
-    assert ladder.on_trial_result(None, trial, report(score_of(5.0), 1, None, 2.0)) == "STOP"
+    assert ladder.on_trial_result(None, trial, report(score_of(5.0), 1, 2.0)) == "STOP"
 
 
 def local_task(strategy: str, seed: int = 3) -> Task:
@@ -710,7 +710,7 @@ def test_the_same_seed_proposes_the_same(strategy: str) -> None:
     assert len({str(sorted(p.items())) for p in first}) == 12
 
 
-@pytest.mark.parametrize("strategy", ["random", "bayesian", "optuna"])
+@pytest.mark.parametrize("strategy", ["adaptive", "random", "bayesian", "optuna"])
 def test_another_seed_proposes_something_else(strategy: str) -> None:
     """The seed is not decoration."""
     assert proposals(strategy, 3) != proposals(strategy, 4)

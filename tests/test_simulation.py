@@ -12,7 +12,6 @@ from ray.tune.schedulers import FIFOScheduler
 
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Parameters, TrialId, config_hash
-from raytune_autotuner.task.spec import Asha
 from tests.emulator.simulation import bench, judge
 from tests.emulator.simulation.arms import ARMS, ours
 from tests.emulator.simulation.controller import Cluster, Controller, Ended, History
@@ -146,7 +145,7 @@ def test_what_cannot_work_counts_as_lost(small: Table) -> None:
 
 def test_this_program_runs_its_baseline_and_stops_trials_early(small: Table) -> None:
     """The very searcher and scheduler of real runs are driven."""
-    found = ours(small, 0, changes={"scheduler": Asha()})
+    found = ours(small, 0, max_iterations=6)
     assert {each.trial.purpose for each in found.ended} == {"baseline", "search"}
     assert len(found.ended) == 7
     assert {"stopped", "completed"} <= {each.outcome for each in found.ended}
@@ -154,7 +153,7 @@ def test_this_program_runs_its_baseline_and_stops_trials_early(small: Table) -> 
 
 def test_the_same_seed_gives_the_same_history(small: Table) -> None:
     """A bench that is run again says the same."""
-    assert ours(small, 3).ended == ours(small, 3).ended
+    assert ours(small, 3, max_iterations=8).ended == ours(small, 3, max_iterations=8).ended
 
 
 def test_a_grid_tries_everything_once_in_an_order_of_its_seed(small: Table) -> None:
@@ -203,24 +202,35 @@ def test_the_table_of_results_shows_ratios_and_who_missed(small: Table, monkeypa
     quick, slow = bench.Result(1.0, 9.0, 0.01, 0.0, 5), bench.Result(None, 20.0, 0.2, 0.1, 9)
     results = {("small", "default"): [quick] * 4, ("small", "grid"): [slow] * 4, ("small", "optuna"): [quick] * 4}
     shown = list(bench.lines(results))
-    assert "1.0 [1.0-1.0]" in shown[2]
-    assert "5.0%" in shown[2]
-    assert "100.0%" in shown[2]
-    assert ">20.0 [20.0-20.0] 4 missed" in shown[3]
+    assert "1.0 [1.0-1.0]" in shown[1]
+    assert "100.0%" in shown[1]
+    assert ">20.0 [20.0-20.0] 4 missed" in shown[2]
 
 
-def test_plain_repetitions_are_kept(small: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They do not change with this program, so they are run once; this program's are run each time."""
+def test_a_ratio_to_what_was_never_reached_is_not_given(small: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a search spent in vain is no measure of what it would have needed."""
+    monkeypatch.setattr(bench, "table", lambda name: small)
+    quick, slow, vain = (bench.Result(hours, 9.0, 0.01, 0.0, 5) for hours in (1.0, 4.0, None))
+    results = {("small", "default"): [quick] * 4, ("small", "grid"): [vain] * 4}
+    results |= {("small", "optuna"): [slow] * 4, ("small", "hyperopt"): [slow, vain, vain, vain]}
+    ours = list(bench.lines(results))[1]
+    assert ours.count("%") == 3
+    assert "25.0%" in ours
+
+
+def test_repetitions_are_kept(small: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the plain searches for as long as this program's search alone changes, all for as long as nothing does."""
     monkeypatch.setattr(bench, "table", lambda name: small)
     monkeypatch.setattr(bench, "CACHE", tmp_path)
-    first = bench.run(["small"], ["random", "default"], 2, 1)
-    assert len(list((tmp_path / "arms").iterdir())) == 2
-    assert bench.run(["small"], ["random", "default"], 2, 1) == first
+    first = bench.run("small", ["random", "default"], (0, 1), 1)
+    assert len(list((tmp_path / "arms").iterdir())) == 4
+    monkeypatch.setattr(bench, "ARMS", {})
+    assert bench.run("small", ["random", "default"], (0, 1), 1) == first
 
 
 def test_the_model_judges_who_goes_on(small: Table) -> None:
     """Baseline and the best go to the end; of the others some are stopped, and nothing that fails is tried for long."""
-    found = ARMS["model"](small, 0)
+    found = ours(small, 0, max_iterations=12)
     outcomes = {each.trial.purpose: each.outcome for each in found.ended}
     assert outcomes["baseline"] == "completed"
     assert "stopped" in {each.outcome for each in found.ended}

@@ -123,7 +123,7 @@ def _optimization(wish: Wish) -> Iterator[str]:
     asked = {"ttft_p99_s": wish.ttft_p99_s, "tpot_p95_s": wish.tpot_p95_s}
     limits = {**slo, **{name: limit for name, limit in asked.items() if limit is not None}}
     yield "optimization:"
-    yield "  strategy: bayesian  # or grid_search, random, optuna"
+    yield "  strategy: adaptive  # or grid_search, random, bayesian, optuna"
     yield f"  objective: {objective}"
     if limits:
         yield "  # Limits in seconds: a configuration that breaks one never wins over one that keeps all."

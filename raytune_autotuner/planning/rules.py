@@ -92,8 +92,8 @@ def _has_output(task: Task) -> bool:
 
 
 def _scheduler(task: Task) -> Iterator[Fault]:
-    rungs = task.benchmark.rungs
-    if task.optimization.scheduler != "none" and rungs is not None and len(rungs) < 2:
+    rungs, wanted = task.benchmark.rungs, "scheduler" in task.optimization.model_fields_set
+    if wanted and task.optimization.scheduler != "none" and rungs is not None and len(rungs) < 2:
         yield ("benchmark", "rungs"), "asha compares trials between rungs, so it needs two or more"
 
 

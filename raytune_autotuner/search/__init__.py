@@ -1,15 +1,18 @@
 """The search: where configurations come from, what is known of them, which one is next, and when one is stopped."""
 
-from raytune_autotuner.search.knowledge import WORST, Knowledge
-from raytune_autotuner.search.ladder import Ladder, make_scheduler
+from raytune_autotuner.search.knowledge import Knowledge
+from raytune_autotuner.search.ladder import JudgedLadder, Ladder, make_scheduler
 from raytune_autotuner.search.proposer import FirstCome, Gate, Limits, Past, Proposer, Queue
-from raytune_autotuner.search.sources import STRATEGIES, Lessons, ListSource, RandomSource, Source, make_source
+from raytune_autotuner.search.source import WORST, Judge, Lessons, Source
+from raytune_autotuner.search.sources import STRATEGIES, ListSource, RandomSource, make_source
 
 __all__ = [
     "STRATEGIES",
     "WORST",
     "FirstCome",
     "Gate",
+    "Judge",
+    "JudgedLadder",
     "Knowledge",
     "Ladder",
     "Lessons",

@@ -9,9 +9,7 @@ from typing import Any
 
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.records import Outcome, Parameters, TrialRecord, config_hash
-
-WORST = 2.0
-"""What a source is told of a configuration that cannot work: the upper end of ``objectives.scalar``."""
+from raytune_autotuner.search.source import WORST
 
 
 @dataclass

@@ -10,8 +10,9 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from raytune_autotuner.proposal import BUDGET, LOSS, META, report
+from raytune_autotuner.proposal import BUDGET, LOSS, META, Proposal, reports
 from raytune_autotuner.records import TrialRecord
+from raytune_autotuner.search.source import Judge, Source
 from raytune_autotuner.task.spec import Optimization
 
 Void = Callable[[str], bool]
@@ -42,7 +43,7 @@ class Straight(Evicting, FIFOScheduler):
 
 
 class Ladder(Evicting, ASHAScheduler):
-    """ASHA over the rungs of one deployment; baseline and confirming runs always go to the end.
+    """ASHA over the rungs of one deployment; all but the search's own trials always go to the end.
 
     The time attribute is ``reduction_factor ** rung``, so that ASHA's milestones are exactly our rungs.
     """
@@ -64,8 +65,9 @@ class Ladder(Evicting, ASHAScheduler):
         for record in records:
             trial = SimpleNamespace(trial_id=record.trial.name, config={META: {"purpose": record.trial.purpose}})
             self.on_trial_add(None, trial)  # a name is all that ASHA needs of a trial
-            for n, rung in enumerate(record.rungs, 1):
-                self.on_trial_result(None, trial, report(rung.score, n, None, self._reduction_factor))
+            for result in reports(record, self._reduction_factor):
+                if not result["done"]:
+                    super().on_trial_result(None, trial, result)
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if not _again(trial):
@@ -91,15 +93,35 @@ def _again(trial: Any) -> bool:
     return trial.config[META]["purpose"] in ("control", "confirm")
 
 
+class JudgedLadder(Ladder):
+    """Keeps ASHA's books and lets a judge decide, who knows more: whether a trial may still win."""
+
+    def __init__(self, reduction_factor: float, total_rungs: int, void: Void, judge: Judge) -> None:
+        super().__init__(reduction_factor, total_rungs, void)
+        self._judge = judge
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        super().on_trial_result(tune_controller, trial, result)
+        if trial.config[META]["purpose"] != "search" or result["done"]:
+            return str(TrialScheduler.CONTINUE)
+        parameters = Proposal.from_config(trial.config).parameters
+        self._judge.hear(parameters, result)  # the searcher would hear of it only after this
+        return str(TrialScheduler.CONTINUE if self._judge.goes_on(parameters) else TrialScheduler.STOP)
+
+
 def make_scheduler(
     optimization: Optimization,
     total_rungs: int,
     ended: Iterable[TrialRecord] = (),
+    source: Source | None = None,
     void: Void = lambda trial: False,
 ) -> TrialScheduler:
     """The task's way to stop trials early; ``ended`` are those that an experiment that goes on has behind it."""
     if optimization.scheduler == "none" or total_rungs < 2:
         return Straight(void)
-    ladder = Ladder(optimization.scheduler.reduction_factor, total_rungs, void)
+    factor = optimization.scheduler.reduction_factor
+    ladder = Ladder(factor, total_rungs, void)
+    if isinstance(source, Judge):
+        ladder = JudgedLadder(factor, total_rungs, void, source)
     ladder.remember(record for record in ended if not record.trial.again)
     return ladder

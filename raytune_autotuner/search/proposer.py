@@ -18,15 +18,17 @@ from typing import Any, Protocol
 
 from ray.tune.search import Searcher
 
-from raytune_autotuner.proposal import LOSS, Proposal
+from raytune_autotuner.proposal import LOSS, Ending, Proposal, report, reports
 from raytune_autotuner.records import Failure, Parameters, Purpose, TrialId, TrialRecord, config_hash
-from raytune_autotuner.search.knowledge import WORST, Knowledge
-from raytune_autotuner.search.sources import Lessons, Source
+from raytune_autotuner.search.knowledge import Knowledge
+from raytune_autotuner.search.source import WORST, Judge, Lessons, Source
 from raytune_autotuner.verdict import Ask
 
 REPEATS_IN_A_ROW = 20
 """So many known configurations in a row from a source, and fresh random ones are tried instead."""
 FRESH_DRAWS = 500
+LEARNT_FROM = ("baseline", "search")
+"""The purposes of the trials that a source hears of."""
 ATTEMPTS = 3
 """How often a trial is begun whose worker dies or whose node is lost."""
 
@@ -50,6 +52,7 @@ class Past:
         return Lessons(
             told=tuple(Knowledge.of(self.ended).losses()),
             open=tuple(p.parameters for p in self.open if p.trial.purpose == "search"),
+            ended=tuple(record for record in self.ended if record.trial.purpose in LEARNT_FROM),
         )
 
 
@@ -256,6 +259,7 @@ class Proposer(Searcher):
                 self._waiting[name] = [key]
             return True
         known.outcome = "infeasible"
+        self._inform(parameters, report(None, 0, 1.0, ending=Ending("infeasible", failure)))
         source.tell(key, WORST)
         self._gate.refuse(self._proposal("search", parameters), failure)
         return False
@@ -295,6 +299,8 @@ class Proposer(Searcher):
             known = self._knowledge[proposal.trial.config]
             known.losses = [rung.score.loss for rung in record.rungs]
             known.outcome = record.outcome
+            for result in reports(record):
+                self._inform(proposal.parameters, result)
         return False
 
     def _tell(self, proposal: Proposal, otherwise: Any) -> None:
@@ -307,6 +313,12 @@ class Proposer(Searcher):
         proposal = self._running.get(trial_id)
         if proposal is not None and not proposal.trial.again and "rungs_done" in result:
             self._knowledge[proposal.trial.config].hear(result)
+            if proposal.trial.purpose in LEARNT_FROM:
+                self._inform(proposal.parameters, result)
+
+    def _inform(self, parameters: Parameters, result: Mapping[str, Any]) -> None:
+        if isinstance(self._source, Judge):
+            self._source.hear(parameters, result)
 
     def _confirmation(self) -> Proposal | None:
         """Winner and baseline in turn (A B B A …), once every search trial has ended, until the verdict stands."""

@@ -1,45 +1,24 @@
-"""Where configurations come from: a grid, a random stream, or one of Ray Tune's own searchers."""
+"""Where configurations come from: the model, a grid, a random stream, or one of Ray Tune's own searchers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from ray import tune
 from ray.tune.search import Searcher
 
 from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.search.knowledge import WORST
+from raytune_autotuner.search.model import Adaptive, startup_points
+from raytune_autotuner.search.source import NOTHING, WORST, Lessons, Source, within
 from raytune_autotuner.task.spec import Optimization, Task
 
 CONSTRAINED_DRAWS = 200
 """So many proposals in a row that break a constraint, and a searcher is given up."""
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """What a source is to begin with when the experiment is not its first."""
-
-    told: tuple[tuple[Parameters, float], ...] = ()
-    """Configurations with their loss."""
-    open: tuple[Parameters, ...] = ()
-    """Those that are being measured; they are told later, under their hash."""
-    first: tuple[Parameters, ...] = ()
-    """What is to be tried first, best guess first."""
-
-
-class Source(Protocol):
-    """A stream of configurations that may learn from results (smaller is better, in [0, 2])."""
-
-    def propose(self, key: str) -> Parameters | None:
-        """The next configuration under a name of the caller's, or ``None`` when there are no more."""
-
-    def tell(self, key: str, loss: float | None) -> None:
-        """How ``key`` ended; ``None`` means that nothing was learnt."""
 
 
 class ListSource:
@@ -56,14 +35,15 @@ class ListSource:
 
 
 class RandomSource:
-    """Independent draws from the space."""
+    """Independent draws from the space, after what is to be tried first."""
 
-    def __init__(self, space: Space, seed: int) -> None:
+    def __init__(self, space: Space, seed: int, first: Sequence[Parameters] = ()) -> None:
         self._space = space
         self._rng = np.random.default_rng(seed)
+        self._first = list(reversed(first))
 
     def propose(self, key: str) -> Parameters | None:
-        return self._space.sample(self._rng)
+        return self._first.pop() if self._first else self._space.sample(self._rng)
 
     def tell(self, key: str, loss: float | None) -> None:
         pass
@@ -79,10 +59,9 @@ class RaySource:
         """``make`` builds the searcher with points that it is to propose first: the only way to tell all of them."""
         self._space = space
         self._names: dict[str, str] = {}
-        configurations = (*(parameters for parameters, _ in lessons.told), *lessons.open)
-        points = [dict(point) for parameters in configurations if (point := space.point(parameters)) is not None]
-        self._searcher = make(points)
-        self._learn(len(points), {config_hash(parameters): loss for parameters, loss in lessons.told})
+        known = _points(space, (*(parameters for parameters, _ in lessons.told), *lessons.open))
+        self._searcher = make([*known, *_points(space, within(space, lessons.first))])
+        self._learn(len(known), {config_hash(parameters): loss for parameters, loss in lessons.told})
 
     def _learn(self, points: int, losses: Mapping[str, float]) -> None:
         for n in range(points):
@@ -114,6 +93,10 @@ class RaySource:
             self._searcher.on_trial_complete(name, result={"loss": loss, "training_iteration": 1})
 
 
+def _points(space: Space, configurations: Iterable[Parameters]) -> list[dict[str, Any]]:
+    return [dict(point) for parameters in configurations if (point := space.point(parameters)) is not None]
+
+
 def _domains(space: Space) -> dict[str, Any]:
     return {
         d.name: tune.choice(list(range(d.size))) if d.kind == "choice" else tune.uniform(0.0, 1.0)
@@ -126,15 +109,30 @@ def _startup_trials(optimization: Optimization) -> int:
     return max(4, min(20, optimization.max_iterations // 3))
 
 
-def _grid(task: Task, space: Space, lessons: Lessons) -> Source:
+Cost = Callable[[Parameters], float]
+"""What a trial of a configuration takes, relative to others."""
+
+
+def _adaptive(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
+    return Adaptive(
+        space,
+        task.optimization.seed,
+        total_rungs=len(ladder(task)),
+        startup=startup_points(task.optimization.max_iterations),
+        cost=cost,
+        lessons=lessons,
+    )
+
+
+def _grid(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
     return ListSource(space.grid(task.optimization.max_iterations)[0])
 
 
-def _random(task: Task, space: Space, lessons: Lessons) -> Source:
-    return RandomSource(space, task.optimization.seed)
+def _random(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
+    return RandomSource(space, task.optimization.seed, within(space, lessons.first))
 
 
-def _bayesian(task: Task, space: Space, lessons: Lessons) -> Source:
+def _bayesian(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
     from ray.tune.search.hyperopt import HyperOptSearch
 
     def make(points: list[dict[str, Any]]) -> Searcher:
@@ -150,7 +148,7 @@ def _bayesian(task: Task, space: Space, lessons: Lessons) -> Source:
     return RaySource(make, space, lessons)
 
 
-def _optuna(task: Task, space: Space, lessons: Lessons) -> Source:
+def _optuna(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
     try:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
@@ -179,7 +177,8 @@ def _seed(task: Task, known: Sequence[object]) -> int:
     return (task.optimization.seed + len(known)) % 2**32
 
 
-STRATEGIES: Mapping[str, Callable[[Task, Space, Lessons], Source]] = {
+STRATEGIES: Mapping[str, Callable[[Task, Space, Lessons, Cost], Source]] = {
+    "adaptive": _adaptive,
     "grid_search": _grid,
     "random": _random,
     "bayesian": _bayesian,
@@ -187,6 +186,6 @@ STRATEGIES: Mapping[str, Callable[[Task, Space, Lessons], Source]] = {
 }
 
 
-def make_source(task: Task, space: Space, lessons: Lessons = Lessons()) -> Source:
+def make_source(task: Task, space: Space, lessons: Lessons = NOTHING, cost: Cost = lambda _: 1.0) -> Source:
     """The task's strategy. A space without any parameter proposes nothing: only the baseline is measured."""
-    return STRATEGIES[task.optimization.strategy](task, space, lessons) if space.dimensions else ListSource(())
+    return STRATEGIES[task.optimization.strategy](task, space, lessons, cost) if space.dimensions else ListSource(())

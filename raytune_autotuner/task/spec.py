@@ -82,8 +82,10 @@ Metric = str
 
 
 class Optimization(Model):
-    strategy: Literal["grid_search", "random", "bayesian", "optuna"] = Field(
-        "bayesian", description="how configurations are proposed; bayesian is HyperOpt's TPE, optuna needs its extra"
+    strategy: Literal["adaptive", "grid_search", "random", "bayesian", "optuna"] = Field(
+        "adaptive",
+        description="how configurations are proposed; adaptive has a model of speed, SLO and failures, bayesian is "
+        "HyperOpt's TPE, optuna needs its extra",
     )
     objective: str = Field("maximize_throughput", description="one of the objectives' names, or weighted")
     weights: dict[Metric, float] | None = Field(
@@ -96,7 +98,9 @@ class Optimization(Model):
     )
     max_iterations: int = Field(20, ge=1, le=100_000, description="trials proposed by the search, at most")
     timeout_per_iteration: int = Field(1800, ge=1, description="seconds for one trial, from deploy to last result")
-    scheduler: Asha | Literal["none"] = Field("none", description="`none`, or `{type: asha}`: stop bad trials early")
+    scheduler: Asha | Literal["none"] = Field(
+        Asha(), description="`{type: asha}`: stop bad trials early, where there are two rungs or more; or `none`"
+    )
     seed: int = Field(0, ge=0, lt=2**32, description="the same seed proposes the same configurations")
     max_concurrent_trials: int | None = Field(None, ge=1, description="default: as many as the resources allow")
     price_per_gpu_hour: float | None = Field(None, gt=0, description="money; for the objective minimize_cost")

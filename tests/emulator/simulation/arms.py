@@ -1,26 +1,22 @@
-"""What is compared: this program as it is and as it might be, and the plain searches."""
+"""What is compared: this program, this program without a part of it, and the plain searches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ray.tune.schedulers import TrialScheduler
-
-from raytune_autotuner.planning.space import Space
+from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
-from raytune_autotuner.search import Limits, Proposer, RandomSource, Source, make_scheduler, make_source
-from raytune_autotuner.task.spec import Asha, Optimization, Task
+from raytune_autotuner.search import Limits, Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.verdict import Ask
-from tests.emulator.simulation.candidate.model import ModelSource
-from tests.emulator.simulation.candidate.promotion import JudgedLadder
 from tests.emulator.simulation.controller import History
 from tests.emulator.simulation.plain import PLAIN, Arm, play, too_large
 from tests.emulator.simulation.study import World
 from tests.emulator.simulation.table import Table
 
-MODEL_TRIALS = 60
+TRIALS = 60
+"""Budget of this program's arms; the plain ones have more (``plain_trials``), and the grid all that it has."""
 
 
 class OpenGate:
@@ -57,81 +53,26 @@ class OpenGate:
         return TrialRecord(trial, self._world.study.name, 0, {}, "failed", "")
 
 
-SourceOf = Callable[[Task, Space], Source]
-
-
-def ours(
-    table: Table,
-    seed: int,
-    *,
-    source: SourceOf = make_source,
-    raising: bool = False,
-    changes: Mapping[str, Any] | None = None,
-    ladder: Callable[[Any, int, Any], TrialScheduler] | None = None,
-) -> History:
-    """This program: ``Proposer`` and scheduler as an experiment makes them; ``changes`` are to ``optimization``."""
+def ours(table: Table, seed: int, *, raising: bool = False, **changes: Any) -> History:
+    """This program: source, ``Proposer`` and scheduler as an experiment makes them; ``changes`` are to ``optimization``."""
     world = table.world
-    optimization = world.task.optimization.model_copy(update={"seed": seed, **(changes or {})})
-    task = world.task.model_copy(update={"optimization": optimization})
-    rungs = world.rungs if optimization.scheduler != "none" else world.rungs[-1:]
-    made = source(task, world.space)
+    said = {"max_iterations": TRIALS, **changes, "seed": seed}
+    task = world.task.model_copy(update={"optimization": world.task.optimization.model_copy(update=said)})
+    rungs = ladder(task)
+    source = make_source(task, world.space, cost=world.gpus)
     proposer = Proposer(
-        made,
+        source,
         fallback=RandomSource(world.space, seed + 1),
-        limits=Limits(optimization.max_iterations),
+        limits=Limits(task.optimization.max_iterations),
         gate=OpenGate(world),
         clock=lambda: 0.0,
     )
-    search = Hearing(proposer, made) if hasattr(made, "hear") else proposer
-    rule = ladder(optimization, len(rungs), made) if ladder else make_scheduler(optimization, len(rungs))
-    return play(table, seed, search, rule, rungs, raising)
-
-
-class Hearing:
-    """Lets a source hear every report."""
-
-    def __init__(self, proposer: Proposer, source: Any) -> None:
-        self._proposer, self._hear, self.winner = proposer, source.hear, source.winner
-        self._parameters: dict[str, Parameters] = {}
-
-    def suggest(self, trial_id: str) -> Any:
-        config = self._proposer.suggest(trial_id)
-        if isinstance(config, dict):
-            self._parameters[trial_id] = Proposal.from_config(config).parameters
-        return config
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        self._hear(self._parameters[trial_id], result)
-        self._proposer.on_trial_result(trial_id, result)
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        if result is not None:
-            self._hear(self._parameters[trial_id], result)
-        self._proposer.on_trial_complete(trial_id, result, error)
+    return play(table, seed, proposer, make_scheduler(task.optimization, len(rungs), (), source), rungs, raising)
 
 
 def default(table: Table, seed: int) -> History:
+    """What a task gets that says nothing of how to search."""
     return ours(table, seed)
-
-
-def model(table: Table, seed: int) -> History:
-    """The model-based source, with a ladder that it judges, at what is to be the default for it."""
-    world = table.world
-
-    def source(task: Task, space: Space) -> Source:
-        return ModelSource(space, task.optimization.seed, total_rungs=len(world.rungs), cost=world.gpus)
-
-    def ladder(optimization: Optimization, rungs: int, made: Any) -> TrialScheduler:
-        return JudgedLadder(optimization.scheduler.reduction_factor, rungs, made)  # type: ignore[union-attr]
-
-    return ours(
-        table, seed, source=source, ladder=ladder, changes={"scheduler": Asha(), "max_iterations": MODEL_TRIALS}
-    )
-
-
-def ladder(table: Table, seed: int) -> History:
-    """The default with ASHA."""
-    return ours(table, seed, changes={"scheduler": Asha()})
 
 
 def unaware(table: Table, seed: int) -> History:
@@ -139,5 +80,15 @@ def unaware(table: Table, seed: int) -> History:
     return ours(table, seed, raising=True)
 
 
-OURS: Mapping[str, Arm] = {"default": default, "unaware": unaware, "ladder": ladder, "model": model}
+def whole(table: Table, seed: int) -> History:
+    """The default without a ladder."""
+    return ours(table, seed, scheduler="none")
+
+
+def tpe(table: Table, seed: int) -> History:
+    """HyperOpt's TPE as this program wraps it, with ASHA."""
+    return ours(table, seed, strategy="bayesian")
+
+
+OURS: Mapping[str, Arm] = {"default": default, "unaware": unaware, "whole": whole, "tpe": tpe}
 ARMS: Mapping[str, Arm] = {**OURS, **PLAIN}

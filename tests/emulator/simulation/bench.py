@@ -17,7 +17,8 @@ from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
-from tests.emulator.simulation import controller, judge, luck, plain, trials
+from raytune_autotuner import search
+from tests.emulator.simulation import arms, controller, judge, luck, plain, trials
 from tests.emulator.simulation import study as studies
 from tests.emulator.simulation.arms import ARMS, OURS
 from tests.emulator.simulation.plain import PLAIN
@@ -25,6 +26,8 @@ from tests.emulator.simulation.study import World, load_study, study_names
 from tests.emulator.simulation.table import CACHE, Table, code, exhaustive
 
 SEEDS = 20
+FIRST_SEED = 100
+"""Those of the table; whatever was chosen by trying it on the studies was tried with smaller ones."""
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,23 @@ Results = Mapping[tuple[str, str], Sequence[Result]]
 
 @cache
 def table(name: str) -> Table:
-    return exhaustive(World.of(load_study(name)))
+    found = exhaustive(World.of(load_study(name)))
+    low, high = found.world.study.crashes
+    assert low <= crashing(found) <= high, f"{crashing(found):.1%} of {name} fail"
+    return found
+
+
+def crashing(found: Table) -> float:
+    """The share of the space that cannot work."""
+    rows = found.rows.values()
+    return sum(not row.feasible for row in rows) / len(rows)
 
 
 def repetition(name: str, arm: str, seed: int) -> Result:
-    """One experiment; those without this program's code in them are kept, for nothing changes them."""
+    """One experiment, kept under the hash of all that it depends on, so that a bench that was cut short goes on."""
     found = table(name)
-    kept = CACHE / "arms" / f"{name}-{arm}-{seed}-{_key(found)}.json" if arm in PLAIN else None
-    if kept and kept.exists():
+    kept = CACHE / "arms" / f"{found.world.study.name}-{arm}-{seed}-{_key(name, arm)}.json"
+    if kept.exists():
         return Result(**json.loads(kept.read_text()))
     history = ARMS[arm](found, seed)
     hours = judge.gpu_hours_to_best(history, found)
@@ -69,40 +81,50 @@ def repetition(name: str, arm: str, seed: int) -> Result:
         judge.regret(history, found),
         len(history.ended),
     )
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(asdict(result)))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    fresh = kept.with_suffix(".new")
+    fresh.write_text(json.dumps(asdict(result)))
+    fresh.replace(kept)
     return result
 
 
-def _key(found: Table) -> str:
-    modules = (controller, judge, luck, plain, studies, trials)
-    parts = [found.key, found.world.study.model_dump_json(), *(code(Path(m.__file__ or "")) for m in modules)]
+@cache
+def _key(name: str, arm: str) -> str:
+    """The plain arms have none of this program's search in them, so no change to it makes them run again."""
+    found = table(name)
+    files = [Path(module.__file__ or "") for module in (controller, judge, luck, plain, studies, trials)]
+    if arm in OURS:
+        files += [Path(arms.__file__ or ""), *sorted(Path(search.__file__ or "").parent.rglob("*.py"))]
+    parts = [found.key, found.world.study.model_dump_json(), *map(code, files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
-def run(names: Sequence[str], chosen: Sequence[str], seeds: int, jobs: int) -> dict[tuple[str, str], list[Result]]:
-    """All repetitions."""
-    work = [(name, arm, seed) for name in names for arm in chosen for seed in range(seeds)]
-    for name in names:
-        table(name)  # before the processes part
+def run(name: str, chosen: Sequence[str], seeds: Sequence[int], jobs: int) -> dict[tuple[str, str], list[Result]]:
+    """All repetitions of a study."""
+    work = [(name, arm, seed) for arm in chosen for seed in seeds]
+    table(name)  # before the processes part
     if jobs == 1:
         found = [repetition(*each) for each in work]
     else:
         with ProcessPoolExecutor(jobs) as pool:
             found = list(pool.map(repetition, *zip(*work, strict=True)))
     results: dict[tuple[str, str], list[Result]] = {}
-    for (name, arm, _), result in zip(work, found, strict=True):
+    for (_, arm, _), result in zip(work, found, strict=True):
         results.setdefault((name, arm), []).append(result)
     return results
 
 
+def middle(results: Sequence[Result]) -> float:
+    """The median of the GPU-hours; infinite when half of the repetitions did not get there."""
+    return median(math.inf if r.hours is None else r.hours for r in results)
+
+
 def hours(results: Sequence[Result]) -> str:
-    """Median and quartiles; ``>`` where half of them were not through."""
+    """Median and quartiles, with what was spent in vain in place of what is not known; ``>`` where that decides."""
     spent = [r.at_least for r in results]
     low, _, high = quantiles(spent, n=4) if len(spent) > 1 else spent * 3
     missed = sum(r.hours is None for r in results)
-    mark = ">" if 2 * missed >= len(results) else ""
+    mark = ">" if math.isinf(middle(results)) else ""
     return f"{mark}{median(spent):.1f} [{low:.1f}-{high:.1f}]" + (f" {missed} missed" if missed else "")
 
 
@@ -112,19 +134,19 @@ COLUMNS = f"{'GPU-hours to the best (quartiles)':36} {'/grid':>7} {'/plain':>7} 
 def lines(results: Results) -> Iterator[str]:
     """One for each study and arm; this program's with their ratios to the grid and to the best plain searcher."""
     names = list(dict.fromkeys(arm for _, arm in results))
-    yield f"{'':4}{'arm':12} {COLUMNS}"
     for name in dict.fromkeys(study for study, _ in results):
-        yield f"{name}: {table(name).world.study.description}"
-        middle = {arm: median(r.at_least for r in results[name, arm]) for arm in names}
-        best = min((middle[arm] for arm in names if arm in PLAIN and arm != "grid"), default=None)
-        for arm in names:
-            ratios = [_ratio(middle[arm], other) if arm in OURS else "" for other in (middle.get("grid"), best)]
-            found = results[name, arm]
-            yield f"{'':4}{arm:12} {hours(found):36} {ratios[0]:>7} {ratios[1]:>7} {_rest(found)}"
+        found = table(name)
+        yield f"{name}: {found.world.study.description} ({len(found.rows) - 1} points, {crashing(found):.0%} fail)"
+        medians = {arm: middle(results[name, arm]) for arm in names if (name, arm) in results}
+        best = min((medians[arm] for arm in names if arm in PLAIN and arm != "grid" and arm in medians), default=None)
+        for arm in medians:
+            ratios = [_ratio(medians[arm], other) if arm in OURS else "" for other in (medians.get("grid"), best)]
+            row = results[name, arm]
+            yield f"{'':4}{arm:12} {hours(row):36} {ratios[0]:>7} {ratios[1]:>7} {_rest(row)}"
 
 
 def _ratio(ours: float, other: float | None) -> str:
-    return "" if other is None else f"{ours / other:.1%}"
+    return "" if other is None or math.isinf(ours + other) else f"{ours / other:.1%}"
 
 
 def _rest(found: Sequence[Result]) -> str:
@@ -137,14 +159,16 @@ def main(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench_search", description=__doc__)
     parser.add_argument("--studies", nargs="+", default=study_names(), help="names, or files")
     parser.add_argument("--arms", nargs="+", default=["default", "unaware", *PLAIN], choices=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     said = parser.parse_args(words)
     warnings.filterwarnings("ignore")
     logging.getLogger("ray").setLevel(logging.ERROR)
-    begun = time.monotonic()
-    results: dict[tuple[str, str], list[Result]] = {}
+    begun, seeds = time.monotonic(), range(said.first_seed, said.first_seed + said.seeds)
+    sys.stdout.write(f"seeds {seeds[0]} to {seeds[-1]}; what was chosen by trial was tried with those below {FIRST_SEED}\n")
+    sys.stdout.write(f"{'':4}{'arm':12} {COLUMNS}\n")
     for name in said.studies:
-        results |= run([name], said.arms, said.seeds, said.jobs)
-        sys.stderr.write(f"{name}: {said.seeds} seeds, {time.monotonic() - begun:.0f} s\n")
-    sys.stdout.write("\n".join(lines(results)) + "\n")
+        sys.stdout.write("\n".join(lines(run(name, said.arms, seeds, said.jobs))) + "\n")
+        sys.stdout.flush()
+        sys.stderr.write(f"{name}: {time.monotonic() - begun:.0f} s\n")

@@ -44,7 +44,7 @@ class Ended:
     spent_gpu_s: float
     own_gpu_s: float
     incumbent: Parameters | None
-    """What the search takes for the best at that time."""
+    """What measured best until then, of all that went to the end."""
 
 
 @dataclass
@@ -184,7 +184,6 @@ class Controller:
         rank = (trial.scores[-1].violation, trial.scores[-1].loss) if trial.outcome == "completed" else None
         if rank is not None and proposal.trial.purpose != "confirm":
             self._best = min(self._best or (rank, proposal.parameters), (rank, proposal.parameters), key=lambda b: b[0])
-        winner = getattr(self._search, "winner", None)
         self.history.ended.append(
             Ended(
                 proposal.trial,
@@ -195,7 +194,7 @@ class Controller:
                 self.now_s,
                 self.history.gpu_s + self._under_way(),
                 sum(trial.spent.values()),
-                (winner() if winner else None) or (self._best[1] if self._best else None),
+                self._best[1] if self._best else None,
             )
         )
         self._at(teardown_s, trial, None)

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from raytune_autotuner.engines import classify
 from raytune_autotuner.errors import FailureClass
-from raytune_autotuner.metrics import METRICS, error_ratio, steady, summarise
-from raytune_autotuner.objectives import OBJECTIVES, Context, violation
+from raytune_autotuner.metrics import error_ratio, steady, summarise
+from raytune_autotuner.objectives import OBJECTIVES, Context, strain
 from raytune_autotuner.records import Load, LoadMetrics, Metrics, Parameters, Rung
-from raytune_autotuner.task.spec import Optimization
 from tests.emulator.engine import model
 from tests.emulator.engine.model import Engine, EngineFailure, Measured
 from tests.emulator.engine.profile import Noise
 from tests.emulator.simulation.study import World
-
-TIGHT = 1e-3
-"""Limits are made so much tighter, so that one which is kept shows by how much."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +101,4 @@ def _load(load: Load, measured: Measured) -> LoadMetrics:
 def _fact(loads: Iterable[LoadMetrics], rung: Rung, duration_s: float, context: Context) -> Fact:
     found = Metrics(rung.index, tuple(loads), duration_s, 0.0)
     value = OBJECTIVES[context.optimization.objective].value(found, context)
-    return Fact(duration_s, value, _slo(found, context.optimization))
-
-
-def _slo(found: Metrics, optimization: Optimization) -> float:
-    limits = dict(_tightened(optimization.slo))
-    return (violation(found, limits)[0] + 1) * TIGHT if limits else 0.0
-
-
-def _tightened(slo: Mapping[str, float]) -> Iterator[tuple[str, float]]:
-    for name, limit in slo.items():
-        yield name, limit * TIGHT if METRICS[name].direction == "min" else limit / TIGHT
+    return Fact(duration_s, value, strain(found, context.optimization.slo) or 0.0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raytune_autotuner.objectives import OBJECTIVES
-from raytune_autotuner.proposal import Proposal, report
-from raytune_autotuner.records import Outcome, Phase, Rung, Score
+from raytune_autotuner.proposal import Ending, Proposal, report
+from raytune_autotuner.records import Failure, Outcome, Phase, Rung, Score
 from tests.emulator.simulation.luck import Luck
 from tests.emulator.simulation.measuring import Fact, Row
 from tests.emulator.simulation.study import World
@@ -42,8 +42,6 @@ class SimulatedTrial:
     """GPU-seconds by phase."""
     outcome: Outcome | None = None
     scores: list[Score] = field(default_factory=list)
-    slo: float | None = None
-    """The worst metric of the last rung, relative to its limit."""
     _slowness: float = 1.0
 
     @property
@@ -83,8 +81,13 @@ class SimulatedTrial:
     def report(self) -> dict[str, Any]:
         asha = self.world.task.optimization.scheduler
         factor = 2.0 if asha == "none" else asha.reduction_factor
-        told = report(self.scores[-1] if self.scores else None, len(self.scores), self.outcome, factor)
-        return {**told, "slo": self.slo, "node": self.node, "reason": self.row.reason or "timeout"}
+        last = self.scores[-1] if self.scores else None
+        return report(last, len(self.scores), factor, ending=self._ending(), node=self.node)
+
+    def _ending(self) -> Ending | None:
+        if self.outcome == "infeasible":
+            return Ending(self.outcome, Failure(self.row.failure or "timeout", self.row.reason or "took too long"))
+        return Ending(self.outcome) if self.outcome else None
 
     def _fact(self, rung: Rung) -> Fact | None:
         """``None`` when the configuration does not come so far."""
@@ -106,5 +109,5 @@ class SimulatedTrial:
         objective = OBJECTIVES[name]
         value = fact.value * slowness if objective.direction == "min" else fact.value / slowness
         loss = value if objective.direction == "min" else -value
-        self.slo = fact.slo * slowness
-        return Score(name, value, objective.unit, objective.direction, loss, max(0.0, fact.slo * slowness - 1))
+        slo = fact.slo * slowness
+        return Score(name, value, objective.unit, objective.direction, loss, max(0.0, slo - 1), slo=slo)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.emulator.simulation.candidate.process import Array
+from raytune_autotuner.search.model.process import Array
 
 SINGLE = 0.5
 """Prior that a single condition is the cause; the rest is shared by the pairs."""
@@ -24,6 +24,9 @@ DESPITE = 0.01
 EXPLAINED = 0.5
 CAUSES = 4
 """Of one reason, at most."""
+
+THRESHOLDS = 12
+"""Of one parameter, at most."""
 
 Held = NDArray[np.bool_]
 
@@ -79,7 +82,7 @@ def _conditions(rows: Array, ordered: Sequence[bool]) -> list[Condition]:
     """Those that hold for some rows and not for others."""
     found: list[Condition] = []
     for column, ranked in enumerate(ordered):
-        values = np.unique(rows[:, column])
+        values = _thinned(np.unique(rows[:, column]))
         signs = ("≤", "≥") if ranked else ("=", "≠")
         found += [Condition(column, sign, float(value)) for value in values for sign in signs]
     kept: dict[tuple[int, bytes], Condition] = {}
@@ -88,6 +91,12 @@ def _conditions(rows: Array, ordered: Sequence[bool]) -> list[Condition]:
         if held.any() and not held.all():
             kept.setdefault((condition.column, held.tobytes()), condition)
     return list(kept.values())
+
+
+def _thinned(values: Array) -> Array:
+    """Of a range without steps, some that are spread over those that were seen."""
+    chosen = np.linspace(0, len(values) - 1, min(len(values), THRESHOLDS)).round().astype(int)
+    return np.asarray(values[chosen])
 
 
 def _posterior(failing: Held, working: Held) -> tuple[NDArray[np.intp], NDArray[np.intp], Array]:

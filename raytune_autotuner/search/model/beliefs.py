@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import log_ndtr
 
-from tests.emulator.simulation.candidate.causes import Causes
-from tests.emulator.simulation.candidate.process import Array, Kernel, Process, log_improvement
+from raytune_autotuner.search.model.causes import Causes
+from raytune_autotuner.search.model.process import Array, Kernel, Process, log_improvement
 
 WHOLE = 0
 """Rungs left after the last one."""
@@ -65,6 +65,19 @@ class Trying:
     def at(self, left: int) -> tuple[float, float]:
         """Its rank at a rung: whoever keeps the SLO comes first."""
         return (max(0.0, self.slo[left] - 1), self.losses[left])
+
+
+BEST, LATEST = 60, 60
+"""The process is fitted to so many of each, since its cost grows with the cube of their number."""
+
+
+def most_telling(tried: Sequence[Trying]) -> list[Trying]:
+    """The best and the latest of those that were heard of, the latest failures, and all that run, in their order."""
+    heard = [n for n, each in enumerate(tried) if each.losses and each.failure is None]
+    failing = [n for n, each in enumerate(tried) if each.failure]
+    best = sorted(heard, key=lambda n: tried[n].rank)[:BEST]
+    kept = {*best, *heard[-LATEST:], *failing[-BEST - LATEST :]}
+    return [each for n, each in enumerate(tried) if n in kept or each.pending]
 
 
 @dataclass(frozen=True)

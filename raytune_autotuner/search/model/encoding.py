@@ -10,7 +10,7 @@ from scipy.stats import qmc
 
 from raytune_autotuner.planning.space import Dimension, Point, Space, coordinate, is_ordered
 from raytune_autotuner.records import Parameters, config_hash
-from tests.emulator.simulation.candidate.process import Array
+from raytune_autotuner.search.model.process import Array
 
 LEFT_OUT = -1.0
 MOVES = 9
@@ -24,7 +24,7 @@ class Encoding:
     def __init__(self, space: Space) -> None:
         self.space = space
         self._columns = list(zip(space.dimensions, space.parameters.values(), strict=True))
-        self.ordered: NDArray[np.bool_] = np.array([d.size != 2 and is_ordered(p) for d, p in self._columns])
+        self.ordered: NDArray[np.bool_] = np.array([d.size not in (1, 2) and is_ordered(p) for d, p in self._columns])
 
     def row(self, parameters: Parameters) -> list[float]:
         return [self._at(n, parameters) for n in range(len(self._columns))]

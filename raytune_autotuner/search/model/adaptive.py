@@ -1,0 +1,205 @@
+"""The strategy ``adaptive``: begins spread out, then tries what promises most for its GPU-hours.
+
+A Gaussian process says what each configuration is likely to be worth, and the causes of the failures so far how likely
+it is to work at all; what is proposed has the largest expected improvement per GPU, with those that run taken for
+measured. It also says which trials are worth their next rung.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from raytune_autotuner.planning.space import Space
+from raytune_autotuner.proposal import reports
+from raytune_autotuner.records import Parameters, config_hash
+from raytune_autotuner.search.model.beliefs import WHOLE, Beliefs, Trying, most_telling
+from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
+from raytune_autotuner.search.model.process import Array
+from raytune_autotuner.search.source import NOTHING, WORST, Lessons, within
+
+DRAWS, PARENTS, PAIRS = 800, 6, 40
+"""Candidates: random ones, and the neighbours of the best with one parameter changed, or two (so many for each)."""
+SMALL_SPACE = 1000
+"""Of a space with so few points, all are candidates."""
+SPREAD = 64
+"""Points that are laid out evenly at the beginning; the model takes over when it has heard of a few."""
+RELEARN = 3
+"""Hyperparameters are looked for again after so many new readings."""
+KEPT = 0.7
+"""Taken for an SLO that was kept when it is not known by how much."""
+SLO_BEHIND, LOSS_BEHIND = 0.03, 0.08
+"""Whoever is behind the best at the same rung by more than this does not go on."""
+PEERS = 4
+"""So many at the same rung, before the model is asked who goes on."""
+
+
+def startup_points(trials: int) -> int:
+    """Spread-out points before the model is asked: a third of the budget, 2 to 8."""
+    return max(2, min(8, trials // 3))
+
+
+class Adaptive:
+    """A ``Judge`` (see there). Not told of reports, it learns from ``tell`` alone, which knows less.
+
+    ``cost`` is what a trial of a configuration takes, say its GPUs.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        seed: int,
+        *,
+        total_rungs: int,
+        startup: int = 8,
+        cost: Callable[[Parameters], float] = lambda _: 1.0,
+        lessons: Lessons = NOTHING,
+    ) -> None:
+        self._space, self._encoding, self._total, self._cost = space, Encoding(space), total_rungs, cost
+        self._rng = np.random.default_rng(seed + len(lessons.ended))
+        self._beliefs = Beliefs(self._encoding.ordered.tolist())
+        self._tried: dict[str, Trying] = {}
+        self._parameters: dict[str, Parameters] = {}
+        self._keys: dict[str, str] = {}
+        self._nodes: dict[str, int] = {}
+        self._baseline = Trying([])
+        self._learnt = -RELEARN
+        self._startup = startup
+        self._remember(lessons)
+        first = within(space, lessons.first)
+        self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng)], len(first)
+        self._grid = _whole(space)
+
+    def _remember(self, lessons: Lessons) -> None:
+        for record in lessons.ended:
+            for result in reports(record):
+                self.hear(record.parameters, result)
+        for parameters, loss in lessons.told:
+            if (trying := self._known(parameters)) is not None:
+                _learn(trying, loss)
+        for parameters in lessons.open:
+            self._known(parameters)
+
+    def _known(self, parameters: Parameters) -> Trying | None:
+        """What was heard of a configuration; ``None`` when it is not in the space."""
+        name = config_hash(parameters)
+        if name not in self._tried and self._space.point(parameters) is not None:
+            self._parameters[name] = parameters
+            self._tried[name] = Trying(self._encoding.row(parameters))
+        return self._tried.get(name)
+
+    def propose(self, key: str) -> Parameters | None:
+        chosen = self._from_the_list() or self._best()
+        if chosen is not None:
+            self._keys[key] = config_hash(chosen)
+            self._known(chosen)
+        return chosen
+
+    def _from_the_list(self) -> Parameters | None:
+        """What is to be tried first, then points spread over the space, as long as little is known."""
+        while self._first and (self._begin_with > 0 or self._is_new()):
+            chosen = self._first.pop(0)
+            self._begin_with -= 1
+            if config_hash(chosen) not in self._tried:
+                return chosen
+        return None
+
+    def _is_new(self) -> bool:
+        return len(self._tried) < self._startup or all(each.pending for each in self._tried.values())
+
+    def tell(self, key: str, loss: float | None) -> None:
+        trying = self._tried.get(self._keys.pop(key, key))
+        if trying is not None:
+            _learn(trying, loss)
+
+    def hear(self, parameters: Parameters, result: Mapping[str, Any]) -> None:
+        trying = self._known(parameters) if parameters else self._baseline
+        if trying is None:
+            return
+        if result["outcome"] == "infeasible":
+            trying.failure = str(result["cause"] or "unknown")
+        elif result["raw_loss"] is not None and math.isfinite(result["raw_loss"]):
+            left = max(WHOLE, self._total - int(result["rungs_done"]))
+            trying.losses[left] = result["raw_loss"]
+            trying.slo[left] = _slo(result)
+            trying.node = self._nodes.setdefault(str(result["node"]), len(self._nodes))
+
+    def goes_on(self, parameters: Parameters) -> bool:
+        """It is among the best so far, and may well turn out to be better than all."""
+        one = self._tried.get(config_hash(parameters))
+        if one is None or not one.losses:
+            return True
+        left = min(one.losses)
+        peers = [each.at(left) for each in (*self._tried.values(), self._baseline) if left in each.losses]
+        (excess, loss), best = one.at(left), min(peers)
+        if excess > best[0] + SLO_BEHIND or loss - best[1] > LOSS_BEHIND * abs(best[1]):
+            return False
+        if len(peers) < PEERS:
+            return one.at(left) == best and left in self._baseline.losses
+        tried = most_telling(list(self._tried.values()))
+        finals = [each for each in tried if WHOLE in each.losses]
+        return self._beliefs.may_win(one, finals, [each for each in tried if each.losses], self._bar())
+
+    def _bar(self) -> float | None:
+        kept = self._baseline.slo.get(WHOLE, 2.0) <= 1
+        return self._baseline.losses[WHOLE] if kept else None
+
+    def _best(self) -> Parameters | None:
+        pool, rows = self._pool()
+        if not pool:
+            return None
+        readings = sum(len(each.losses) + (each.failure is not None) for each in self._tried.values())
+        learn = readings >= self._learnt + RELEARN
+        self._learnt = readings if learn else self._learnt
+        worth = self._beliefs.log_worth(rows, most_telling(list(self._tried.values())), self._bar(), learn=learn)
+        worth -= np.log([max(1.0, self._cost(parameters)) for parameters in pool])
+        return pool[int(np.argmax(worth + 1e-3 * self._rng.gumbel(size=len(pool))))]
+
+    def _pool(self) -> tuple[list[Parameters], Array]:
+        """Candidates that were not tried yet."""
+        named = self._grid or self._drawn()
+        pool = [parameters for name, parameters in named.items() if name not in self._tried]
+        return pool, self._encoding.rows(pool)
+
+    def _drawn(self) -> dict[str, Parameters]:
+        found = [self._space.sample(self._rng) for _ in range(DRAWS)]
+        ranked = sorted(((t.rank, name) for name, t in self._tried.items() if t.losses))
+        for _, name in ranked[:PARENTS]:
+            found += neighbours(self._space, self._parameters[name], PAIRS, self._rng)
+        return {config_hash(parameters): parameters for parameters in found}
+
+
+def _whole(space: Space) -> dict[str, Parameters]:
+    """A space with few points; of a larger one, nothing."""
+    size = space.size()
+    found = space.grid(SMALL_SPACE)[0] if size is not None and size <= SMALL_SPACE else ()
+    return {config_hash(parameters): parameters for parameters in found}
+
+
+def _learn(trying: Trying, loss: float | None) -> None:
+    """From the one number that every source is told, where no report was heard."""
+    unheard, trying.closed = trying.pending, True
+    if not unheard or loss is None:
+        return
+    if loss == WORST:
+        trying.failure = "unknown"
+    else:
+        trying.losses[WHOLE], trying.slo[WHOLE] = _from_scalar(loss)
+
+
+def _slo(result: Mapping[str, Any]) -> float:
+    """The worst metric relative to its limit, guessed where only its excess is told."""
+    if (ratio := result.get("slo")) is not None:
+        return float(ratio)
+    return 1 + float(result["violation"]) if result["violation"] else KEPT
+
+
+def _from_scalar(told: float) -> tuple[float, float]:
+    """Loss and SLO ratio: what ``objectives.scalar`` was given. A broken SLO says nothing of the loss."""
+    if told > 1:
+        return 0.0, 1 + (told - 1) / max(1e-9, 2 - told)
+    share = 2 * told - 1
+    return share / max(1e-12, 1 - abs(share)), KEPT

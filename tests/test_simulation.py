@@ -219,7 +219,7 @@ def test_a_ratio_to_what_was_never_reached_is_not_given(small: Table, monkeypatc
 
 
 def test_repetitions_are_kept(small: Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the plain searches for as long as this program's search alone changes, all for as long as nothing does."""
+    """A bench that was cut short goes on where it was."""
     monkeypatch.setattr(bench, "table", lambda name: small)
     monkeypatch.setattr(bench, "CACHE", tmp_path)
     first = bench.run("small", ["random", "default"], (0, 1), 1)

@@ -124,24 +124,23 @@ class Beliefs:
         """
         return self._log_gain(rows, tried, bar, learn) + CAUTION * self._log_works(rows, tried)
 
-    def whole(self, rows: Array, tried: Sequence[Trying]) -> tuple[Array, Array]:
-        """The logarithm of the last rung's loss, on one node: mean and standard deviation."""
-        readings = _Readings.of(tried)
-        self._loss.fit(readings.x, readings.y, readings.noise, learn=False)
-        return self._loss.predict(_at_the_end(rows))
-
     def may_win(self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None) -> bool:
-        """Whether the last rung may well show ``one`` to be better than those that have been there."""
-        mean, deviation = self.whole(np.array([each.row for each in (one, *finals)]), tried)
+        """Whether the last rung may well show ``one`` to keep the SLO and to be better than those that were there."""
+        readings, rows = _Readings.of(tried), np.array([each.row for each in (one, *finals)])
+        self._loss.fit(readings.x, readings.y, readings.noise, learn=False)
+        mean, deviation = self._loss.predict(_at_the_end(rows))
         marks = [m for m, each in zip(mean[1:], finals, strict=True) if each.slo[WHOLE] <= 1]
         marks += [] if bar is None else [logarithm(bar)]
-        return not marks or float(log_improvement(min(marks), mean[:1], deviation[:1])[0]) > math.log(WORTHWHILE)
+        if not marks:
+            return True
+        gain = log_improvement(min(marks) - XI, mean[:1], deviation[:1])
+        return float((gain + self._log_keeps_slo(rows[:1], readings, learn=False))[0]) > math.log(WORTHWHILE)
 
     def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> Array:
         readings = _Readings.of(tried) if any(each.losses for each in tried) else None
         if readings is None or len(readings.y) < 3:
             return np.zeros(len(rows))
-        okay = self._log_keeps_slo(rows, readings, learn)
+        okay = self._log_keeps_slo(rows, readings, learn=learn)
         self._loss.fit(readings.x, readings.y, readings.noise, learn=learn)
         best = self._best(tried, bar)
         if pending := [each.row for each in tried if each.pending]:
@@ -161,7 +160,7 @@ class Beliefs:
         x, y = np.vstack([readings.x, rows]), np.append(readings.y, mean)
         self._loss.fit(x, y, np.append(readings.noise, np.ones(len(mean))), learn=False)
 
-    def _log_keeps_slo(self, rows: Array, readings: _Readings, learn: bool) -> Array:
+    def _log_keeps_slo(self, rows: Array, readings: _Readings, *, learn: bool) -> Array:
         if readings.slo.max() < SLO_SAFE:
             return np.zeros(len(rows))
         self._slo.fit(readings.x, readings.slo, np.ones(len(readings.slo)), learn=learn)

@@ -166,7 +166,9 @@ def main(words: Sequence[str]) -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("ray").setLevel(logging.ERROR)
     begun, seeds = time.monotonic(), range(said.first_seed, said.first_seed + said.seeds)
-    sys.stdout.write(f"seeds {seeds[0]} to {seeds[-1]}; what was chosen by trial was tried with those below {FIRST_SEED}\n")
+    sys.stdout.write(
+        f"seeds {seeds[0]} to {seeds[-1]}; what was chosen by trial was tried with those below {FIRST_SEED}\n"
+    )
     sys.stdout.write(f"{'':4}{'arm':12} {COLUMNS}\n")
     for name in said.studies:
         sys.stdout.write("\n".join(lines(run(name, said.arms, seeds, said.jobs))) + "\n")

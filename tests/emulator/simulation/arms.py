@@ -54,7 +54,7 @@ class OpenGate:
 
 
 def ours(table: Table, seed: int, *, raising: bool = False, **changes: Any) -> History:
-    """This program: source, ``Proposer`` and scheduler as an experiment has them; ``changes`` are to ``optimization``."""
+    """This program: source, ``Proposer`` and scheduler of an experiment; ``changes`` are to ``optimization``."""
     world = table.world
     said = {"max_iterations": TRIALS, **changes, "seed": seed}
     task = world.task.model_copy(update={"optimization": world.task.optimization.model_copy(update=said)})

@@ -1,0 +1,299 @@
+"""The strategy ``adaptive`` in an experiment: what reaches it, what it begins with, and that nothing breaks it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from raytune_autotuner.engines import load_engine
+from raytune_autotuner.planning.space import Space
+from raytune_autotuner.proposal import Ending, Proposal, cause, report, reports
+from raytune_autotuner.records import (
+    Failure,
+    Metrics,
+    Parameters,
+    RungRecord,
+    Score,
+    TrialId,
+    TrialRecord,
+    config_hash,
+)
+from raytune_autotuner.search import (
+    STRATEGIES,
+    Judge,
+    JudgedLadder,
+    Lessons,
+    Limits,
+    Past,
+    Proposer,
+    Source,
+    make_scheduler,
+    make_source,
+)
+from raytune_autotuner.search.model import Adaptive, startup_points
+from raytune_autotuner.search.model.beliefs import BEST, LATEST, Trying, most_telling
+from raytune_autotuner.search.model.causes import CAUSES, THRESHOLDS, Causes
+from raytune_autotuner.task.spec import Optimization, Task, parse_task
+
+TWO: dict[str, Any] = {
+    "threads": {"type": "choice", "values": [1, 2, 4]},
+    "batch_size": {"type": "int", "low": 16, "high": 512, "step": 16},
+}
+Outcome = tuple[float, float | None] | str
+"""A loss with its SLO ratio, or why it cannot work."""
+
+
+def task(parameters: Mapping[str, Any], constraints: list[str] | None = None, **optimization: Any) -> Task:
+    data = {
+        "task_name": "t",
+        "backend": "local",
+        "engine": "llamacpp",
+        "model": {"name": "m", "path": "m.gguf"},
+        "parameters": dict(parameters),
+        "constraints": constraints or [],
+        "optimization": {"max_iterations": 12, **optimization},
+        "benchmark": {"traffic_scenarios": ["D(10,10)"]},
+    }
+    return parse_task(data, "task.yaml")
+
+
+def score(loss: float, slo: float | None = None) -> Score:
+    return Score("minimize_latency", loss, "s", "min", loss, max(0.0, (slo or 0.0) - 1), slo=slo)
+
+
+def record(parameters: Parameters, losses: list[float], **more: Any) -> TrialRecord:
+    rungs = tuple(RungRecord(n, Metrics(n, (), 1.0, 0.0), score(loss), 1.0) for n, loss in enumerate(losses))
+    purpose = "search" if parameters else "baseline"
+    told = {"outcome": "completed", **more}
+    return TrialRecord(
+        TrialId(purpose, config_hash(parameters)), "e", 0, parameters, started_at="", rungs=rungs, **told
+    )  # type: ignore[arg-type]
+
+
+def source(chosen: Task, lessons: Lessons = Lessons()) -> Source:  # noqa: B008 - a value
+    return make_source(chosen, Space.of(chosen, load_engine("llamacpp")), lessons)
+
+
+def play(chosen: Source, value: Callable[[Parameters], Outcome], trials: int) -> list[Parameters]:
+    """Proposals one after the other; each is heard of and told."""
+    assert isinstance(chosen, Judge)
+    chosen.hear({}, report(score(10.0, 0.9), 1, 2.0, ending=Ending("completed")))
+    found = []
+    for n in range(trials):
+        parameters = chosen.propose(f"k{n}")
+        if parameters is None:
+            break
+        found.append(parameters)
+        came = value(parameters)
+        failure = Failure("crash", came) if isinstance(came, str) else None
+        ending = Ending("infeasible" if failure else "completed", failure)
+        last = None if isinstance(came, str) else score(*came)
+        chosen.hear(parameters, report(last, 0 if failure else 1, 2.0, ending=ending))
+        chosen.tell(f"k{n}", None)
+    return found
+
+
+ODD: dict[str, dict[str, Any]] = {
+    "one value": {"threads": {"type": "choice", "values": [4]}},
+    "one parameter": {"threads": {"type": "choice", "values": [1, 2, 4]}},
+    "two": TWO,
+    "logarithmic": {"batch_size": {"type": "int", "low": 32, "high": 4096, "log": True}},
+    "continuous": {"x": {"type": "float", "low": 1e-3, "high": 1.0, "log": True, "flag": "--x"}},
+    "texts": {"flash_attn": {"type": "choice", "values": ["on", "off", None]}},
+    "conditional": {
+        "flash_attn": {"type": "choice", "values": ["on", "off"]},
+        "ubatch_size": {"type": "int", "low": 16, "high": 64, "step": 16, "when": 'flash_attn == "on"'},
+    },
+}
+ODD_RESULTS: dict[str, Callable[[Parameters], Outcome]] = {
+    "all equal": lambda _: (5.0, None),
+    "all fail": lambda _: "Segmentation fault",
+    "all break the SLO": lambda _: (5.0, 1.5),
+    "zero": lambda _: (0.0, 0.5),
+    "not a number": lambda _: (math.nan, None),
+    "huge and tiny": lambda c: (10.0 ** (int(config_hash(c), 16) % 30 - 15), 1e6),
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "results"),
+    [*((p, "all equal") for p in ODD), *(("two", r) for r in ODD_RESULTS if r != "all equal")],
+)
+def test_nothing_breaks_it(parameters: str, results: str) -> None:
+    """Each configuration comes once, and a space that is exhausted ends the search."""
+    chosen = task(ODD[parameters])
+    found = play(source(chosen), ODD_RESULTS[results], 7)
+    assert len({config_hash(c) for c in found}) == len(found)
+    assert len(found) == {"one value": 1, "one parameter": 3, "texts": 3, "conditional": 5}.get(parameters, 7)
+
+
+@pytest.mark.parametrize(("trials", "startup"), [(1, 2), (4, 2), (10, 3), (20, 6), (100, 8)])
+def test_a_small_budget_is_not_spent_on_the_start(trials: int, startup: int) -> None:
+    """A third of it lays the ground, and never more than eight trials."""
+    assert startup_points(trials) == startup
+
+
+@pytest.mark.parametrize("strategy", sorted(set(STRATEGIES) - {"grid_search"}))
+def test_what_is_to_be_tried_first_comes_first(strategy: str) -> None:
+    """In its order, as far as it is in the space and keeps the constraints."""
+    first: tuple[Parameters, ...] = tuple(
+        {"threads": n, "batch_size": b} for n, b in ((4, 64), (3, 64), (4, 512), (1, 16))
+    )
+    chosen = source(task(TWO, ["threads * batch_size < 1024"], strategy=strategy), Lessons(first=first))
+    assert [chosen.propose(f"k{n}") for n in range(2)] == [first[0], first[3]]
+    assert chosen.propose("k2") not in first
+
+
+def test_it_goes_on_with_all_that_was_measured() -> None:
+    """Rungs, nodes and failures of before count as if they were heard of now, and nothing is proposed again."""
+    speed = {1: 4.0, 2: 2.0, 4: 1.0}
+    done = [{"threads": n, "batch_size": b} for n in (1, 2) for b in (16, 256, 512)]
+    ended = [record({}, [9.0, 9.0]), *(record(c, [speed[int(c["threads"])]] * 2, node="a") for c in done)]
+    broken = [{"threads": 4, "batch_size": b} for b in (256, 384, 512)]
+    failure = Failure("out_of_memory", "needs 12 GiB")
+    ended += [record(c, [], outcome="infeasible", failure=failure) for c in broken]
+    running = {"threads": 4, "batch_size": 16}
+    past = Past(tuple(ended), (Proposal(TrialId("search", config_hash(running)), 20, running, 0.0),))
+    chosen = source(task(TWO, max_iterations=60), past.lessons())
+    found = [chosen.propose(f"k{n}") for n in range(4)]
+    chosen.tell(config_hash(running), None)
+    assert all(c not in (*done, *broken, running) for c in found)
+    assert sum(c is not None and c["threads"] == 4 and int(c["batch_size"]) >= 256 for c in found) == 0  # type: ignore[arg-type]
+
+
+@dataclass
+class Ear:
+    """A judge that remembers what it heard, and stops all."""
+
+    left: list[Parameters]
+    heard: list[tuple[Parameters, dict[str, Any]]] = field(default_factory=list)
+
+    def propose(self, key: str) -> Parameters | None:
+        return self.left.pop(0) if self.left else None
+
+    def tell(self, key: str, loss: float | None) -> None:
+        pass
+
+    def hear(self, parameters: Parameters, result: Mapping[str, Any]) -> None:
+        self.heard.append((parameters, dict(result)))
+
+    def goes_on(self, parameters: Parameters) -> bool:
+        return False
+
+
+def gate(problem: Failure | None = None, ended: TrialRecord | None = None) -> Any:
+    return SimpleNamespace(
+        problem=lambda parameters: problem,
+        enough=lambda: None,
+        refuse=lambda proposal, failure: None,
+        stop_requested=lambda: False,
+        confirming=lambda baseline, winner: (),
+        ended=lambda trial: ended,
+    )
+
+
+def test_a_judge_hears_every_report() -> None:
+    """Of the baseline and the search, each rung, with node and SLO; also why a configuration is refused."""
+    ear = Ear([{"a": 1}])
+    proposer = Proposer(ear, fallback=None, limits=Limits(5), gate=gate())
+    for name in ("t0", "t1"):
+        proposer.suggest(name)
+        proposer.on_trial_result(name, report(score(3.0, 0.4), 1, 2.0, node="n1"))
+        proposer.on_trial_complete(name, report(score(2.0, 0.5), 2, 2.0, ending=Ending("completed"), node="n1"))
+    assert [(c, r["rungs_done"], r["slo"], r["node"]) for c, r in ear.heard] == [
+        (c, *rest) for c in ({}, {"a": 1}) for rest in ((1, 0.4, "n1"), (2, 0.5, "n1"))
+    ]
+
+
+def test_a_judge_hears_why_a_configuration_is_refused() -> None:
+    """Without a trial."""
+    ear = Ear([{"a": 1}])
+    proposer = Proposer(ear, fallback=None, limits=Limits(5), gate=gate(Failure("no_fit", "needs 16 GPUs")))
+    proposer.suggest("t0")
+    proposer.on_trial_complete("t0", report(score(3.0), 2, 2.0, ending=Ending("completed")))
+    proposer.suggest("t1")
+    assert ear.heard[-1][0] == {"a": 1}
+    assert ear.heard[-1][1]["cause"] == "no_fit: needs # GPUs"
+
+
+def test_a_judge_hears_what_a_dead_worker_had_written() -> None:
+    """Its record stands, so it is not begun again."""
+    ear = Ear([])
+    proposer = Proposer(ear, fallback=None, limits=Limits(5), gate=gate(ended=record({}, [4.0, 3.0])))
+    proposer.suggest("t0")
+    proposer.on_trial_complete("t0", None, error=True)
+    assert [r["raw_loss"] for _, r in ear.heard] == [4.0, 3.0, 3.0]
+
+
+@pytest.mark.parametrize(("purpose", "action"), [("search", "STOP"), ("baseline", "CONTINUE"), ("confirm", "CONTINUE")])
+def test_the_judge_decides_over_trials_of_the_search(purpose: Any, action: str) -> None:
+    """It has heard the report before it is asked; all others go to the end."""
+    ear = Ear([])
+    ladder = make_scheduler(Optimization(), 2, [record({}, [1.0, 1.0])], ear)
+    assert isinstance(ladder, JudgedLadder)
+    proposal = Proposal(TrialId(purpose, config_hash({"a": 1})), 1, {"a": 1}, 0.0)
+    trial: Any = SimpleNamespace(trial_id="t", config=proposal.to_config())
+    ladder.on_trial_add(None, trial)  # type: ignore[arg-type]
+    assert ladder.on_trial_result(None, trial, report(score(1.0), 1, 2.0)) == action  # type: ignore[arg-type]
+    assert [c for c, _ in ear.heard] == ([{"a": 1}] if purpose == "search" else [])
+
+
+def test_without_rungs_or_a_judge_nobody_judges() -> None:
+    """One rung leaves nothing to decide, and other sources have ASHA."""
+    assert not isinstance(make_scheduler(Optimization(), 1, (), Ear([])), JudgedLadder)
+    assert not isinstance(make_scheduler(Optimization(), 2, (), source(task(TWO, strategy="random"))), JudgedLadder)
+
+
+def test_the_same_cause_has_the_same_words() -> None:
+    """Numbers, addresses and what follows the first line are left out."""
+    one = cause(Failure("out_of_memory", "tried to allocate 1.50 GiB at 0x7ffe12\nmore"))
+    assert one == cause(Failure("out_of_memory", "tried to allocate 22,5 GiB at 0x00aa"))
+    assert one != cause(Failure("crash", "tried to allocate 1.50 GiB at 0x7ffe12"))
+    assert cause(Failure("crash", "")) == "crash: "
+
+
+def test_a_record_tells_what_its_trial_told() -> None:
+    """Each rung, then the end with its cause."""
+    failure = Failure("crash", "gone")
+    told = list(reports(record({"a": 1}, [3.0, 2.0], outcome="infeasible", failure=failure, node="n")))
+    assert [(r["rungs_done"], r["raw_loss"], r["done"], r["node"]) for r in told] == [
+        (1, 3.0, False, "n"),
+        (2, 2.0, False, "n"),
+        (2, 2.0, True, "n"),
+    ]
+    assert told[-1]["cause"] == "crash: gone"
+
+
+def test_the_model_is_bounded_however_many_trials_there_were() -> None:
+    """The best, the latest, and what runs are kept."""
+    tried = [Trying([float(n)], {0: float(n % 700)}, {0: 0.5}) for n in range(1000)]
+    tried += [Trying([float(n)], failure="crash") for n in range(500)] + [Trying([-1.0])]
+    kept = most_telling(tried)
+    assert len([each for each in kept if each.works]) <= BEST + LATEST
+    assert len([each for each in kept if each.failure]) == BEST + LATEST
+    assert kept[-1].pending
+    assert {0.0, 1.0, 999.0} <= {each.row[0] for each in kept}
+
+
+def test_a_long_range_has_few_thresholds() -> None:
+    """Failures of hundreds of different values cost no more than those of a dozen."""
+    rows = np.random.default_rng(0).random((400, 2))
+    causes = Causes(rows[rows[:, 0] > 0.7], rows[rows[:, 0] <= 0.7], [True, True])
+    assert len(causes._conditions) <= 4 * THRESHOLDS
+    assert len(causes._likely) <= CAUSES
+    high, low = causes.log_works(np.array([[0.95, 0.5], [0.2, 0.5]]))
+    assert high < low
+
+
+def test_a_wide_configuration_has_to_promise_more() -> None:
+    """As long as nothing tells them apart, the one that takes fewer GPUs is tried."""
+    chosen = task(TWO, max_iterations=6)
+    space = Space.of(chosen, load_engine("llamacpp"))
+    model = Adaptive(space, 0, total_rungs=1, startup=2, cost=lambda c: float(c["threads"] or 1))
+    assert play(model, lambda _: (5.0, None), 3)[2]["threads"] == 1

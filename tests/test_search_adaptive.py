@@ -193,6 +193,8 @@ def gate(problem: Failure | None = None, ended: TrialRecord | None = None) -> An
         enough=lambda: None,
         refuse=lambda proposal, failure: None,
         stop_requested=lambda: False,
+        same_as=lambda parameters: parameters,
+        champion=lambda: None,
         confirming=lambda baseline, winner: (),
         ended=lambda trial: ended,
     )

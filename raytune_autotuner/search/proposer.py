@@ -27,8 +27,6 @@ from raytune_autotuner.verdict import Ask
 REPEATS_IN_A_ROW = 20
 """So many known configurations in a row from a source, and fresh random ones are tried instead."""
 FRESH_DRAWS = 500
-LEARNT_FROM = ("baseline", "search")
-"""The purposes of the trials that a source hears of."""
 ATTEMPTS = 3
 """How often a trial is begun whose worker dies or whose node is lost."""
 
@@ -52,7 +50,7 @@ class Past:
         return Lessons(
             told=tuple(Knowledge.of(self.ended).losses()),
             open=tuple(p.parameters for p in self.open if p.trial.purpose == "search"),
-            ended=tuple(record for record in self.ended if record.trial.purpose in LEARNT_FROM),
+            ended=tuple(record for record in self.ended if not record.trial.again),
         )
 
 
@@ -313,8 +311,7 @@ class Proposer(Searcher):
         proposal = self._running.get(trial_id)
         if proposal is not None and not proposal.trial.again and "rungs_done" in result:
             self._knowledge[proposal.trial.config].hear(result)
-            if proposal.trial.purpose in LEARNT_FROM:
-                self._inform(proposal.parameters, result)
+            self._inform(proposal.parameters, result)
 
     def _inform(self, parameters: Parameters, result: Mapping[str, Any]) -> None:
         if isinstance(self._source, Judge):

@@ -25,6 +25,10 @@ class OpenGate:
     def __init__(self, world: World) -> None:
         self._world = world
 
+    def champion(self) -> Parameters | None:
+        """Nobody, for the same reason."""
+        return None
+
     def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
         """Nothing: what is found in the end is judged by the table."""
         return ()
@@ -63,7 +67,7 @@ def ours(table: Table, seed: int, *, raising: bool = False, **changes: Any) -> H
     proposer = Proposer(
         source,
         fallback=RandomSource(world.space, seed + 1),
-        limits=Limits(task.optimization.max_iterations),
+        limits=Limits(task.optimization.max_iterations, task.optimization.baseline_every),
         gate=OpenGate(world),
         clock=lambda: 0.0,
     )

@@ -130,7 +130,7 @@ class Controller:
                 return
             self._began += 1
             parameters = Proposal.from_config(config).parameters
-            rungs = self._rungs[-1:] if Proposal.from_config(config).trial.purpose == "confirm" else self._rungs
+            rungs = self._rungs[-1:] if Proposal.from_config(config).trial.again else self._rungs
             trial = SimulatedTrial(name, config, self._table.world, self._table[parameters], rungs)
             self._live[name] = trial
             self._pending.append(trial)
@@ -182,7 +182,7 @@ class Controller:
         self.history.phases.update(trial.spent)
         proposal = trial.proposal
         rank = (trial.scores[-1].violation, trial.scores[-1].loss) if trial.outcome == "completed" else None
-        if rank is not None and proposal.trial.purpose != "confirm":
+        if rank is not None and not proposal.trial.again:
             self._best = min(self._best or (rank, proposal.parameters), (rank, proposal.parameters), key=lambda b: b[0])
         self.history.ended.append(
             Ended(

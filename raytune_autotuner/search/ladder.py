@@ -67,7 +67,7 @@ class Ladder(Evicting, ASHAScheduler):
             self.on_trial_add(None, trial)  # a name is all that ASHA needs of a trial
             for result in reports(record, self._reduction_factor):
                 if not result["done"]:
-                    super().on_trial_result(None, trial, result)
+                    super().on_trial_result(None, trial, result)  # type: ignore[arg-type]
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         if not _again(trial):

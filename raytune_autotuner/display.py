@@ -249,6 +249,7 @@ def _winner(results: Results) -> Iterator[Text]:
         return
     yield Text(f"Best in the search: {_parameters(winner.parameters)}  {_last_score(winner)}", style="bold green")
     yield from _gain(results)
+    yield from (Text(f"  caution: {caveat}", style="yellow") for caveat in results.caveats)
     if best is not None:
         yield Text(f"Recommended: {_parameters(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)

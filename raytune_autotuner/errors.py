@@ -31,6 +31,8 @@ FailureClass = Literal[
     "no_fit",
     "pruned",
     "quality",
+    "slo_lost",
+    "saturated",
     "budget",
     "infrastructure",
     "interrupted",

@@ -120,7 +120,11 @@ def own_s(trial: TrialRecord | TrialState) -> float:
 
 def was_stopped_early(record: TrialRecord) -> bool:
     """Stopped because others were better, not because somebody ended the experiment."""
-    return record.outcome == "stopped" and record.failure is None
+    return record.outcome == "stopped" and (record.failure is None or record.failure.kind in CUT)
+
+
+CUT = ("slo_lost", "saturated")
+"""Kinds of failure of a trial that was ended within a rung because it could not become good any more."""
 
 
 def was_refused(record: TrialRecord) -> bool:

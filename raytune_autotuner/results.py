@@ -55,6 +55,13 @@ class Results:
         return reachable(self.closest.rungs[-1].metrics, self.task.optimization.slo)
 
     @property
+    def caveats(self) -> tuple[str, ...]:
+        """What may have spoiled the measurements that the answer rests on."""
+        sides = {record.trial.config for record in (self.baseline, self.winner) if record}
+        rungs = (rung for record in self.records if record.trial.config in sides for rung in record.rungs)
+        return tuple(dict.fromkeys(note for rung in rungs for note in rung.notes))
+
+    @property
     def search(self) -> tuple[TrialRecord, ...]:
         return tuple(r for r in self.records if r.trial.purpose == "search")
 
@@ -113,6 +120,7 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "baseline": _entry(results.baseline) if results.baseline else None,
         "closest_to_slo": _entry(results.closest) if results.closest else None,
         "reachable_slo": results.reachable_slo,
+        "caveats": list(results.caveats),
         "verdict": asdict(results.verdict) if results.verdict else None,
         "drift": {"found": results.ranking.drift.significant, "reason": results.ranking.drift.words},
         "ledger": asdict(results.ledger),

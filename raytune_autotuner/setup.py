@@ -85,6 +85,7 @@ class Setup:
             queued_s=queued_s,
             notes=self.site.notes(),
             node=node,
+            api_key=os.environ.get(self.task.benchmark.api_key_env or ""),
         )
         backend = self.site.backend(trial, self._engine_gpus(parameters), node)
         return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)

@@ -10,16 +10,19 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 from raytune_autotuner.backends import Backend, Deployment
-from raytune_autotuner.benchmarks import Benchmark
+from raytune_autotuner.benchmarks import Answered, Benchmark, Check
+from raytune_autotuner.clock import Clock
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import differences
+from raytune_autotuner.engines.caches import reset
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
 from raytune_autotuner.errors import EnvironmentFault, StorageFault, Superseded, TransientError, TrialInfeasible
 from raytune_autotuner.measuring import Bench, in_words, measure
@@ -46,6 +49,10 @@ TEARDOWN_S = 60.0
 KEEP_S = 15.0
 """So often the logs of a running trial are brought to a storage elsewhere."""
 WARMUP_RUNG = -1
+RESET_S = 20.0
+"""How long an engine may take to empty its caches, once its last request has ended."""
+QUEUE = "queue_length"
+"""The engine files' name for how many requests wait."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,7 @@ class Job:
     notes: tuple[str, ...] = ()
     node: str | None = None
     """Where the trial was given its GPUs, when that is one node."""
+    api_key: str | None = field(default=None, repr=False)
 
     @property
     def trial(self) -> TrialId:
@@ -71,34 +79,14 @@ class Job:
     def parameters(self) -> Parameters:
         return self.deployment.parameters
 
+    @property
+    def cuts(self) -> bool:
+        """Whether hopeless loads are ended early; what others are compared with never is."""
+        return self.trial.purpose == "search" and self.context.optimization.cut_hopeless
+
 
 class Stopped(Exception):
     """The experiment was asked to end while this trial ran."""
-
-
-class Clock:
-    """Seconds spent per phase; entering a phase ends the one before."""
-
-    def __init__(self, start: dict[str, float]) -> None:
-        self.seconds = dict(start)
-        self._phase = "idle"
-        self._since = time.monotonic()
-
-    def enter(self, phase: str) -> None:
-        now = time.monotonic()
-        self.seconds[self._phase] = self.seconds.get(self._phase, 0.0) + now - self._since
-        self._phase, self._since = phase, now
-
-    def move(self, source: str, target: str, seconds: float) -> None:
-        """Book ``seconds`` of a phase that is over under another one."""
-        self.add(source, -seconds)
-        self.add(target, seconds)
-
-    def add(self, phase: str, seconds: float) -> None:
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-
-    def rounded(self) -> dict[str, float]:
-        return {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
 
 
 class Trial:
@@ -133,7 +121,7 @@ class Trial:
         """Run the next rung; the record when the trial has ended with it, else ``None``."""
         try:
             self._check_stop()
-            if len(self.rungs) < len(self.job.rungs):
+            if self._cut is None and len(self.rungs) < len(self.job.rungs):
                 self._retrying(self.job.rungs[len(self.rungs)])
         except TrialInfeasible as error:
             return self.finish("infeasible", Failure(error.kind, error.reason, error.log_tail, error.hint))
@@ -148,9 +136,15 @@ class Trial:
             return self.finish("failed", Failure("infrastructure", str(error)))
         except Exception as error:  # noqa: BLE001 - the trial boundary: one trial's accident must not end the experiment
             return self.finish("failed", Failure("infrastructure", repr(error), traceback.format_exc()))
+        if self._cut is not None:
+            return self.finish("stopped", self._cut)
         if len(self.rungs) == len(self.job.rungs):
             return self.finish("completed")
         return None
+
+    @property
+    def _cut(self) -> Failure | None:
+        return self.rungs[-1].cut if self.rungs else None
 
     def finish(self, outcome: Outcome, failure: Failure | None = None) -> TrialRecord:
         """End the engine, wait for it, and write how the trial ended. The first call decides.
@@ -217,14 +211,16 @@ class Trial:
         self._benchmarked("warmup", endpoint, rung, f"warmup-{time.monotonic_ns()}")
 
     def _measure(self, endpoint: Endpoint, rung: Rung) -> RungRecord:
-        def run(one: Rung, name: str) -> Metrics:
+        def run(one: Rung, name: str, watch: Check) -> Metrics:
             self._announce("benchmark", name)
             folder = self._unused("-".join(filter(None, (f"rung-{rung.index}", name))))
-            return self._benchmarked("benchmark", endpoint, one, folder)
+            return self._benchmarked("benchmark", endpoint, one, folder, watch)
 
         begun = time.monotonic()
         with EngineMetrics(endpoint, self.job.deployment.engine) as scrape:
-            found = measure(rung, Bench(self.job.context, self._deadline, run))
+            queue = partial(scrape.gauge, QUEUE)
+            reset = partial(self._reset, endpoint)
+            found = measure(rung, Bench(self.job.context, self._deadline, run, reset, self.job.cuts, queue))
         record = RungRecord(
             rung=rung.index,
             metrics=found.metrics,
@@ -232,15 +228,29 @@ class Trial:
             wall_s=time.monotonic() - begun,
             engine=scrape.stats(),
             knees=found.knees,
+            notes=found.notes,
+            cut=found.cut,
         )
         self._folder.save_rung(self.job.trial, record)
         return record
 
-    def _benchmarked(self, phase: str, endpoint: Endpoint, rung: Rung, name: str) -> Metrics:
+    def _reset(self, endpoint: Endpoint) -> str | None:
+        """Empty the engine's caches, where it can be told to."""
+        way = self.job.deployment.engine.cache_reset
+        return reset(endpoint.url, way, self.job.api_key, self._deadline.sooner(RESET_S)) if way else None
+
+    def _benchmarked(
+        self, phase: str, endpoint: Endpoint, rung: Rung, name: str, watch: Check = lambda answered=None: None
+    ) -> Metrics:
         """One run of the client; what was not traffic is booked as ``client``."""
+
+        def check(answered: Answered | None = None) -> str | None:
+            self._check()
+            return watch(answered)
+
         begun = time.monotonic()
         with self._workdir(name) as folder:
-            metrics = self._benchmark.run(endpoint, rung, folder, self._deadline, self._check)
+            metrics = self._benchmark.run(endpoint, rung, folder, self._deadline, check)
         wall_s = time.monotonic() - begun
         self._clock.enter("idle")
         self._clock.move(phase, "client", wall_s - metrics.traffic_s)
@@ -330,12 +340,12 @@ class Trial:
             phases=self._clock.rounded(),
             engine_info=self._info,
             differences=self._differences,
-            notes=self.job.notes,
+            notes=(*self.job.notes, *dict.fromkeys(note for rung in self.rungs for note in rung.notes)),
             node=self.job.node,
         )
 
     def _final_score(self) -> Score | None:
-        return self.rungs[-1].score if len(self.rungs) == len(self.job.rungs) else None
+        return self.rungs[-1].score if len(self.rungs) == len(self.job.rungs) and self._cut is None else None
 
 
 def run(trial: Trial) -> TrialRecord:

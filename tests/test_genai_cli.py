@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 
-from raytune_autotuner.benchmarks import genai_fork
+from raytune_autotuner.benchmarks import Answered, genai_fork
 from raytune_autotuner.benchmarks.genai_cli import (
     GenaiCli,
     Target,
@@ -33,6 +33,7 @@ from raytune_autotuner.benchmarks.genai_cli import (
     secrets_of,
 )
 from raytune_autotuner.benchmarks.genai_fork import Order
+from raytune_autotuner.benchmarks.genai_live import LiveRequests, so_far
 from raytune_autotuner.benchmarks.genai_output import parse_result
 from raytune_autotuner.benchmarks.genai_server import Command, GenaiServer, answers, connect, environment
 from raytune_autotuner.deadline import Deadline
@@ -397,7 +398,7 @@ class Bench:
         *,
         api_key: str | None = None,
         deadline_s: float = 120,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[..., Any] = lambda answered=None: None,
         **settings: Any,
     ) -> Metrics:
         client = GenaiCli(
@@ -512,7 +513,7 @@ def test_an_engine_that_dies_ends_the_rung(bench: Bench) -> None:
     """What check raises while the load runs comes out as it is."""
     with FakeServer(Behaviour(hang_after=0)).running() as fake:
 
-        def check() -> None:
+        def check(answered: object = None) -> None:
             if fake.bodies:
                 raise EngineGone
 
@@ -524,7 +525,7 @@ def test_a_dead_engine_explains_failed_requests(bench: Bench) -> None:
     """When all requests fail because the engine is gone, the engine's end is the reason, not the failures."""
     calls: list[int] = []
 
-    def check() -> None:
+    def check(answered: object = None) -> None:
         calls.append(1)
         if len(calls) > 1:
             raise EngineGone
@@ -556,12 +557,13 @@ def test_no_secret_is_kept_or_shown(bench: Bench, right: bool, caplog: pytest.Lo
     used = KEY if right else KEY + "-wrong"
     seen: list[bytes] = []
 
-    def look() -> None:
+    def look(answered: object = None) -> None:
         root = psutil.Process(bench.server.pid)
         for process in [root, *root.children(recursive=True), psutil.Process()]:
             seen.append(Path(f"/proc/{process.pid}/cmdline").read_bytes())
             if process.pid != os.getpid():
-                seen.append(Path(f"/proc/{process.pid}/environ").read_bytes())
+                with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+                    seen.append(Path(f"/proc/{process.pid}/environ").read_bytes())
 
     told = ""
     with FakeServer(Behaviour(**PACE, api_key=KEY)).running() as fake:
@@ -651,7 +653,7 @@ OWNER = textwrap.dedent("""
     client = GenaiCli(spec.Benchmark(), model_name="m", tokenizer=tokenizer, api_backend="vllm", server_engine=None)
     client.prepare()
     print(client._server.pid, client._server.scratch, flush=True)
-    client.run(Endpoint(url, "m"), RUNG, Path(folder), Deadline.after(600), lambda: None)
+    client.run(Endpoint(url, "m"), RUNG, Path(folder), Deadline.after(600), lambda answered=None: None)
 """)
 
 
@@ -709,3 +711,56 @@ def test_a_server_that_has_gone_is_replaced(
         client.close()
         client.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_load_is_seen_while_it_runs_and_can_be_ended(bench: Bench) -> None:
+    """Its requests come with their latencies and times as they end; a reason ends the client and marks the result."""
+    seen: list[Answered] = []
+
+    def enough(answered: Answered | None = None) -> str | None:
+        if answered is not None:
+            seen.append(answered)
+        return "enough" if len(seen) > 1 else None
+
+    with FakeServer(Behaviour(**PACE)).running() as fake:
+        (load,) = bench.run(fake, rung(requests=100_000), check=enough).loads
+    last = seen[-1]
+    assert load.cut == "enough"
+    assert load.completed >= len(last.samples.e2e_s) > len(seen[0].samples.e2e_s)
+    assert last.samples.output_tokens == (10.0,) * len(last.ended_s)
+    assert all(e2e > ttft >= PACE["ttft_s"] for e2e, ttft in zip(last.samples.e2e_s, last.samples.ttft_s, strict=True))
+    assert list(last.ended_s) == sorted(last.ended_s)
+    assert load.values["e2e_mean_s"] >= PACE["ttft_s"] + 9 * PACE["tpot_s"]
+    assert (bench.folder / "rung" / "0-D_20_10-2" / "requests.jsonl").exists()
+
+
+def test_what_is_seen_of_a_whole_load_is_what_its_result_says(bench: Bench) -> None:
+    """The lines written as requests end hold the same numbers, and the client's own use of the CPU."""
+    with FakeServer(Behaviour(ttft_s=0.18, tpot_s=0.03)).running() as fake:
+        (load,) = bench.run(fake, rung(requests=12)).loads
+    live = LiveRequests(bench.folder / "rung" / "0-D_20_10-2" / "requests.jsonl")
+    answered = live.answered()
+    assert answered is not None
+    again = so_far(load.load, 2, answered)
+    assert again.values == pytest.approx(load.values)
+    assert again.samples == load.samples
+    assert load.client_cpu is not None
+    assert 0 < load.client_cpu < 1
+    assert live.answered() == answered
+
+
+def test_lines_are_read_as_they_grow(tmp_path: Path) -> None:
+    """A line that is not whole yet waits; failed requests are counted apart; little time says nothing of the CPU."""
+    path = tmp_path / "requests.jsonl"
+    live = LiveRequests(path)
+    assert live.answered() is None
+    row = {"at": 5.0, "cpu": 1.0, "ttft": 0.1, "tpot": 0.0, "e2e": 1.0, "input": 3, "output": 0, "error": None}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(row)[:10])
+    first = live.answered()
+    assert first is not None
+    assert (len(first.ended_s), first.samples.tpot_s, first.errors, first.cpu) == (1, (None,), 0, None)
+    failed = {**row, "at": 7.0, "cpu": 2.5, "ttft": None, "error": 500}
+    path.write_text(json.dumps(row) + "\n" + json.dumps(failed) + "\n")
+    second = live.answered()
+    assert second is not None
+    assert (len(second.ended_s), second.errors, second.cpu, second.span_s) == (1, 1, 0.75, 1.0)

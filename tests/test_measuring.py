@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
+from raytune_autotuner.benchmarks import Answered, Check
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import FailureClass, TrialInfeasible
 from raytune_autotuner.measuring import Bench, in_words, measure
@@ -29,7 +30,7 @@ class Engine:
     load_s: float = 10.0
     ran: list[tuple[str, Load]] = field(default_factory=list)
 
-    def __call__(self, rung: Rung, name: str) -> Metrics:
+    def __call__(self, rung: Rung, name: str, watch: Check) -> Metrics:
         (load,) = rung.loads
         assert (rung.repeats, rung.levels) == (1, None)
         self.ran.append((name, load))
@@ -112,9 +113,9 @@ def test_a_level_in_which_the_trials_time_ends_says_nothing() -> None:
     engine = Engine(faults={4: "timeout"}, load_s=10.0)
     bench = engine.bench(time_s=36)
 
-    def slow(rung: Rung, name: str) -> Metrics:
+    def slow(rung: Rung, name: str, watch: Check) -> Metrics:
         engine.load_s = 30.0 if name == "level-4" else 10.0
-        return engine(rung, name)
+        return engine(rung, name, watch)
 
     (knee,) = measure(RUNG, Bench(bench.context, bench.deadline, slow)).knees
     assert (knee.level, knee.breaks, knee.note) == (2, None, "the time of the trial was over at 4")
@@ -146,3 +147,107 @@ def test_loads_and_repeats_of_a_fixed_workload() -> None:
     assert [load.completed for load in found.metrics.loads] == [40, 40]
     assert (found.knees, in_words(found.knees)) == ((), "")
     assert found.metrics.traffic_s == 32.0
+
+
+@dataclass
+class Slow:
+    """A load of which the watch sees every request late, and which ends when it is told to."""
+
+    e2e_s: float = 5.0
+    queue: list[float] = field(default_factory=list)
+    ran: list[str] = field(default_factory=list)
+    resets: int = 0
+    client_cpu: float | None = None
+
+    def __call__(self, rung: Rung, name: str, watch: Check) -> Metrics:
+        self.ran.append(name)
+        (load,) = rung.loads
+        (measured,) = sample_metrics(rung.index, self.e2e_s, level=load.level, requests=60).loads
+        assert watch(None) is None
+        cut = watch(Answered(measured.samples, tuple(float(n) for n in range(60))))
+        return Metrics(rung.index, (replace(measured, cut=cut or "", client_cpu=self.client_cpu),), 1.0, 0.0)
+
+    def reset(self) -> str | None:
+        self.resets += 1
+        return "POST /flush_cache: HTTP 404"
+
+    def bench(self, *, cuts: bool, objective: str = "maximize_throughput", **slo: float) -> Bench:
+        context = Context(1, Optimization(objective=objective, slo=slo))
+        return Bench(context, Deadline.after(1e6), self, self.reset, cuts, lambda: self.queue)
+
+
+TWO = Rung(0, (Load("D(1,1)", 1), Load("D(1,1)", 4)), 60, 1)
+
+
+def test_a_rung_that_is_lost_is_cut_short() -> None:
+    """The rest of the load and the loads after it are not run; the score says how bad it is at least."""
+    slow = Slow()
+    bench = slow.bench(cuts=True, e2e_p99_s=1.0)
+    found = measure(TWO, bench)
+    assert found.cut is not None
+    assert (found.cut.kind, slow.ran) == ("slo_lost", ["load-0"])
+    assert "e2e_p99_s" in found.metrics.loads[0].cut
+    assert score(found.metrics, bench.context).violation == pytest.approx(4.0)
+
+
+def test_what_others_are_compared_with_is_never_cut() -> None:
+    """Baselines, controls and confirming runs run to the end."""
+    slow = Slow()
+    found = measure(TWO, slow.bench(cuts=False, e2e_p99_s=1.0))
+    assert (found.cut, slow.ran) == (None, ["load-0", "load-1"])
+    assert not any(load.cut for load in found.metrics.loads)
+
+
+def test_a_limit_that_one_whole_load_broke_is_lost_for_the_rung() -> None:
+    """Every load has to keep it; the last load has none after it to save."""
+    rung = replace(TWO, max_requests=10_000)  # so that the watch cannot be sure
+    slow = Slow()
+    found = measure(rung, slow.bench(cuts=True, e2e_p99_s=4.9))
+    assert found.cut is not None
+    assert "at 1 in flight, which the other loads cannot mend" in found.cut.reason
+    assert slow.ran == ["load-0"]
+    alone = measure(replace(rung, loads=rung.loads[:1]), Slow().bench(cuts=True, e2e_p99_s=4.9))
+    assert alone.cut is None
+
+
+def test_a_repeat_that_is_lost_is_the_last() -> None:
+    """Of several repeats, those after it are not run."""
+    slow = Slow()
+    found = measure(replace(TWO, repeats=3), slow.bench(cuts=True, e2e_p99_s=1.0))
+    assert found.cut is not None
+    assert slow.ran == ["load-0-repeat-0"]
+
+
+def test_a_level_that_is_lost_breaks_the_slo() -> None:
+    """The search goes on below it, and the rung itself is whole."""
+    slow = Slow()
+
+    def run(rung: Rung, name: str, watch: Check) -> Metrics:
+        slow.e2e_s = 1.0 if rung.loads[0].level < 3 else 5.0
+        return slow(rung, name, watch)
+
+    bench = replace(slow.bench(cuts=True, objective="maximize_goodput", e2e_p99_s=2.0), run=run)
+    found = measure(replace(RUNG, max_requests=60), bench)
+    (knee,) = found.knees
+    assert (knee.level, knee.breaks, found.cut) == (2, 3, None)
+    assert all(probe.worst.startswith("slo_lost") for probe in knee.probes if not probe.kept)
+
+
+def test_the_lowest_level_is_measured_whole() -> None:
+    """What it says of the SLO that is reachable needs all of its requests."""
+    found = measure(RUNG, Slow().bench(cuts=True, objective="maximize_goodput", e2e_p99_s=1.0))
+    assert found.knees[0].reachable == {"e2e_p99_s": pytest.approx(5.0)}
+    assert not found.metrics.loads[0].cut
+
+
+def test_what_spoils_a_measurement_is_noted_once() -> None:
+    """Caches are emptied before every load; a client without a core to spare is told of."""
+    slow = Slow(client_cpu=0.97)
+    found = measure(TWO, slow.bench(cuts=False))
+    assert slow.resets == 2
+    assert [note.split(":")[0] for note in found.notes] == [
+        "the engine's caches were not empty before each load",
+        "the benchmark client used 97% of its core at 1 in flight",
+        "the benchmark client used 97% of its core at 4 in flight",
+    ]
+    assert len(measure(TWO, Slow(client_cpu=0.5).bench(cuts=False)).notes) == 1

@@ -9,23 +9,32 @@ from pathlib import Path
 import pytest
 
 from raytune_autotuner.backends import Deployment
+from raytune_autotuner.clock import Clock
+from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.errors import StorageFault, Superseded
+from raytune_autotuner.history import is_over
+from raytune_autotuner.ledger import was_stopped_early
 from raytune_autotuner.objectives import Context
-from raytune_autotuner.records import Load, Parameters, Rung, TrialId, config_hash
+from raytune_autotuner.records import LevelSearch, Load, Parameters, Purpose, Rung, TrialId, config_hash
 from raytune_autotuner.storage import ExperimentFolder, Storage, session_file
 from raytune_autotuner.task.spec import Optimization
-from raytune_autotuner.trial import Clock, Job, Trial, run
+from raytune_autotuner.trial import Job, Trial, run
 from tests.fakes.trials import FakeBackend, FakeBenchmark, Faults
 
 RUNGS = (Rung(0, (Load("D(10,10)", 4),), 8, 1), Rung(1, (Load("D(10,10)", 4),), 20, 1))
 
 
 def make_trial(
-    tmp_path: Path, fault: str = "", warmup: int = 2, session: int = 0
+    tmp_path: Path,
+    fault: str = "",
+    warmup: int = 2,
+    session: int = 0,
+    purpose: Purpose = "search",
+    **optimization: object,
 ) -> tuple[Trial, FakeBackend, FakeBenchmark]:
     parameters: Parameters = {"threads": 1}
-    trial_id = TrialId("search", config_hash(parameters))
+    trial_id = TrialId(purpose, config_hash(parameters))
     folder = ExperimentFolder(Storage(str(tmp_path)), "exp", session)
     deployment = Deployment(
         experiment="exp",
@@ -37,7 +46,8 @@ def make_trial(
         gpus=0,
         folder=folder.root.workdir(f"trials/{trial_id.name}"),
     )
-    job = Job(deployment, 3, RUNGS, warmup, Context(0, Optimization(objective="minimize_latency")), 60.0, 1.5)
+    settings = Optimization.model_validate({"objective": "minimize_latency", **optimization})
+    job = Job(deployment, 3, RUNGS, warmup, Context(0, settings), 60.0, 1.5)
     faults = Faults(fault)
     backend, benchmark = FakeBackend(faults), FakeBenchmark(faults, 2.0)
     return Trial(job, backend, benchmark, folder), backend, benchmark
@@ -282,3 +292,67 @@ def test_a_benchmark_ends_when_another_session_begins(tmp_path: Path) -> None:
         trial.step()
     assert "rung 1" not in benchmark.journal
     assert backend.running
+
+
+LOST = {"slo": {"e2e_p99_s": 0.5}}
+
+
+def test_a_trial_whose_rung_is_hopeless_is_stopped_with_the_reason(tmp_path: Path) -> None:
+    """What was measured is kept and marked, the later rungs are not paid for, and no score counts as final."""
+    trial, backend, benchmark = make_trial(tmp_path, **LOST)
+    record = run(trial)
+    assert record.failure is not None
+    assert (record.outcome, record.failure.kind, record.score) == ("stopped", "slo_lost", None)
+    (rung,) = record.rungs
+    assert rung.cut == record.failure
+    assert rung.score.violation == pytest.approx(3.0)
+    assert benchmark.journal == ["rung -1", "rung 0"]
+    assert not backend.running
+    assert was_stopped_early(record)
+    assert is_over(record)
+
+
+def test_a_trial_that_was_cut_and_then_lost_its_worker_is_not_measured_again(tmp_path: Path) -> None:
+    """Its worker died between the rung and the record."""
+    first, _, _ = make_trial(tmp_path, **LOST)
+    first._retrying(RUNGS[0])
+    second, backend, benchmark = make_trial(tmp_path, **LOST)
+    record = run(second)
+    assert (record.outcome, record.failure and record.failure.kind) == ("stopped", "slo_lost")
+    assert (benchmark.journal, backend.journal) == ([], ["stop"])
+
+
+@pytest.mark.parametrize(
+    ("purpose", "settings"),
+    [*((purpose, LOST) for purpose in ("baseline", "control", "confirm")), ("search", {**LOST, "cut_hopeless": False})],
+)
+def test_what_is_compared_with_is_never_cut(tmp_path: Path, purpose: Purpose, settings: dict[str, object]) -> None:
+    """Nor is anything where the task says so: the trial runs to its end, with the SLO broken."""
+    trial, _, benchmark = make_trial(tmp_path, purpose=purpose, **settings)
+    record = run(trial)
+    assert record.outcome == "completed"
+    assert record.score is not None
+    assert record.score.violation == pytest.approx(3.0)
+    assert benchmark.journal == ["rung -1", "rung 0", "rung 1"]
+
+
+def test_the_searched_knee_stands_in_the_record(tmp_path: Path) -> None:
+    """With every level that was tried, and in words beside the score; each level has a folder of its own."""
+    trial, _, _ = make_trial(tmp_path, objective="maximize_goodput", slo={"e2e_s": 3.0})
+    trial.job = replace(trial.job, rungs=(replace(RUNGS[0], levels=LevelSearch(1, 4, 0.1)),))
+    record = run(trial)
+    assert record.score is not None
+    assert record.score.at == "at 4 in flight; 4 is the highest level that may be tried"
+    assert [probe.level for probe in record.rungs[0].knees[0].probes] == [1, 2, 4]
+    names = {path.name for path in tmp_path.glob("exp/trials/*/rung-0-*")}
+    assert names == {"rung-0-level-1", "rung-0-level-2", "rung-0-level-4"}
+
+
+def test_an_engine_that_does_not_forget_is_noted(tmp_path: Path) -> None:
+    """The engine file says how its caches are emptied; nobody listens here."""
+    trial, _, _ = make_trial(tmp_path)
+    deployment = replace(trial.job.deployment, engine=load_engine("sglang"))
+    trial.job = replace(trial.job, deployment=deployment, timeout_s=60.0)
+    trial._deadline = Deadline.after(0.5)
+    record = run(trial)
+    assert "the engine's caches were not empty before each load: POST /flush_cache" in "".join(record.notes)

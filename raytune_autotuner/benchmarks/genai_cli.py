@@ -13,13 +13,15 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
-from raytune_autotuner.benchmarks.genai_fork import Order
+from raytune_autotuner.benchmarks import Answered, Check
+from raytune_autotuner.benchmarks.genai_fork import REQUESTS, Order
+from raytune_autotuner.benchmarks.genai_live import LiveRequests, so_far
 from raytune_autotuner.benchmarks.genai_output import (
     DEBUG_GLOB,
     RESULT_GLOB,
@@ -45,7 +47,7 @@ CHECK_EVERY_S = 1.0
 CLIENT_GRACE_S = 120.0
 """What a command may take beyond the time its traffic may; the rung's own deadline holds as well."""
 
-Ending = Literal["finished", "exited", "timeout"]
+Ending = Literal["finished", "exited", "timeout", "cut"]
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,7 @@ class GenaiCli:
         self._server = GenaiServer.start(self._target.tokenizer, scratch)
         self._socket = self._server.socket
 
-    def run(
-        self, endpoint: Endpoint, rung: Rung, folder: Path, deadline: Deadline, check: Callable[[], None]
-    ) -> Metrics:
+    def run(self, endpoint: Endpoint, rung: Rung, folder: Path, deadline: Deadline, check: Check) -> Metrics:
         started = time.monotonic()
         folder.mkdir(parents=True)
         self.prepare()
@@ -200,17 +200,21 @@ class GenaiCli:
         _make_private(scratch)
         arguments = tuple(argv(self._settings, target, load, rung, scratch))
         order = Order(arguments, str(scratch), str(scratch / OUTPUT), self._api_key, ignore_eos(self._settings))
+        wait.live = LiveRequests(scratch / REQUESTS)
         try:
             with Command(self._socket, order, wait.deadline) as command:
                 ending = wait.until_ended(command, scratch / RESULTS, load)
+            answered = wait.live.answered()
         finally:
             keep(scratch, kept, self._secrets)
             shutil.rmtree(scratch, ignore_errors=True)
+        if ending == "cut" and answered is not None:
+            return so_far(load, 1 if self._settings.batched else load.level, answered, wait.cut)
         result = find_result(kept, load)
         if result is None:
             wait.check()  # an engine that has gone explains more than what genai-bench says
             raise _failure(kept, rung, ending, wait.deadline)
-        return self._judged(parse_result(result), kept, wait)
+        return replace(self._judged(parse_result(result), kept, wait), client_cpu=answered.cpu if answered else None)
 
     def _judged(self, measured: LoadMetrics, kept: Path, wait: _Wait) -> LoadMetrics:
         """The metrics with the answers that genai-bench dropped counted as errors.
@@ -231,20 +235,28 @@ class _Wait:
     """Waits for a command with the caller's check in between."""
 
     deadline: Deadline
-    check: Callable[[], None]
+    check: Check
+    live: LiveRequests | None = None
+    cut: str = ""
+    """Why the check has ended the load."""
     checked_at: float = 0.0
 
     def until_ended(self, command: Command, results: Path, load: Load) -> Ending:
-        """Wait until the load's result is complete, the command has ended by itself, or the deadline has passed."""
+        """Wait until the load's result is complete, the check ends it, the command has ended, or the time is over."""
         while find_result(results, load) is None:
             if command.poll(POLL_S) is not None:
                 return "exited"
             if self.deadline.expired:
                 return "timeout"
             if time.monotonic() - self.checked_at >= CHECK_EVERY_S:
-                self.check()
+                if cut := self.check(self._answered()):
+                    self.cut = cut
+                    return "cut"
                 self.checked_at = time.monotonic()
         return "finished"
+
+    def _answered(self) -> Answered | None:
+        return self.live.answered() if self.live else None
 
 
 def _failure(kept: Path, rung: Rung, ending: Ending, deadline: Deadline) -> TrialInfeasible | TransientError:
@@ -264,7 +276,12 @@ def _failure(kept: Path, rung: Rung, ending: Ending, deadline: Deadline) -> Tria
 def keep(scratch: Path, kept: Path, secrets: Iterable[str]) -> None:
     """Copy what is worth keeping of genai-bench's output, without secrets."""
     kept.mkdir(parents=True)
-    names = (LOG, OUTPUT, *(f"{RESULTS}/{glob}" for glob in ("experiment_metadata.json", RESULT_GLOB, DEBUG_GLOB)))
+    names = (
+        LOG,
+        OUTPUT,
+        REQUESTS,
+        *(f"{RESULTS}/{glob}" for glob in ("experiment_metadata.json", RESULT_GLOB, DEBUG_GLOB)),
+    )
     for path in chain.from_iterable(scratch.glob(name) for name in names):
         text = redact(_text(path), secrets)
         (kept / path.name).write_text(text[-KEPT_LOG_CHARACTERS:] if path.suffix == ".log" else text)

@@ -21,10 +21,14 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+REQUESTS = "requests.jsonl"
+"""In the working directory: a line for each request of a load, as it ends."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,8 @@ def run(program: Any, order: Order) -> None:  # pragma: no cover - in a child th
     if order.ignore_eos is not None:
         pin_ignore_eos(importlib.import_module("genai_bench.user.openai_user").OpenAIUser, order.ignore_eos)
     count_unusable_answers(program, importlib.import_module("genai_bench.protocol").UserResponse)
+    collecting = importlib.import_module("genai_bench.metrics.aggregated_metrics_collector")
+    write_requests(collecting.AggregatedMetricsCollector, Path(order.folder) / REQUESTS)
     sys.argv = ["genai-bench"]
     program.cli.main(args=list(order.argv), prog_name="genai-bench")
 
@@ -231,6 +237,33 @@ def count_unusable_answers(program: Any, response: Any) -> None:
         return made
 
     program.Environment = environment
+
+
+FIELDS = {
+    "ttft": "ttft",
+    "tpot": "tpot",
+    "e2e": "e2e_latency",
+    "input": "num_input_tokens",
+    "output": "num_output_tokens",
+    "error": "error_code",
+}
+"""Of a request's line, by genai-bench's names; times are in seconds."""
+
+
+def write_requests(collector: Any, path: Path) -> None:
+    """Write a line for each request as it ends, with the time and what this process has used of the CPU by then.
+
+    genai-bench tells nothing of a load before its end, and not when its requests ended.
+    """
+    add = collector.add_single_request_metrics
+    stream = path.open("a", buffering=1)
+
+    def add_single_request_metrics(self: Any, metrics: Any) -> None:
+        add(self, metrics)
+        row = {name: getattr(metrics, theirs) for name, theirs in FIELDS.items()}
+        stream.write(json.dumps({"at": time.monotonic(), "cpu": time.process_time(), **row}) + "\n")
+
+    collector.add_single_request_metrics = add_single_request_metrics
 
 
 def preload(program: Any, tokenizer: str) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from raytune_autotuner.anchor import label_value, labels
 from raytune_autotuner.backends.ome_manifest import SecretKey
+from raytune_autotuner.benchmarks import Check
 from raytune_autotuner.benchmarks.genai_cli import secrets_of, with_dropped
 from raytune_autotuner.benchmarks.genai_output import (
     REDACTED,
@@ -156,9 +157,7 @@ class OmeJob:
     def prepare(self) -> None:
         """Nothing: the pod starts by itself."""
 
-    def run(
-        self, endpoint: Endpoint, rung: Rung, folder: Path, deadline: Deadline, check: Callable[[], None]
-    ) -> Metrics:
+    def run(self, endpoint: Endpoint, rung: Rung, folder: Path, deadline: Deadline, check: Check) -> Metrics:
         started = time.monotonic()
         folder.mkdir(parents=True)
         loads = []
@@ -189,9 +188,7 @@ class OmeJob:
                 f"scripts/install-ome --namespace {namespace} makes one"
             )
 
-    def _measure(
-        self, load: Load, rung: Rung, kept: Path, deadline: Deadline, check: Callable[[], None]
-    ) -> LoadMetrics:
+    def _measure(self, load: Load, rung: Rung, kept: Path, deadline: Deadline, check: Check) -> LoadMetrics:
         settings = self._settings
         kept.mkdir()
         self._clear()

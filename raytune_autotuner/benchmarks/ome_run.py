@@ -43,7 +43,7 @@ class JobRun:
         place: Place,
         limits: Limits,
         deadline: Deadline,
-        check: Callable[[], None],
+        check: Callable[[], object],
     ) -> None:
         self.pod: Mapping[str, Any] | None = None
         self.message = ""

@@ -113,6 +113,14 @@ class MetricNames(Model):
 Worse = Literal["higher", "lower"]
 
 
+class CacheReset(Model):
+    """The request that empties what the engine keeps from one request to the next."""
+
+    method: Literal["GET", "POST"] = "POST"
+    path: str = Field(pattern="^/")
+    hint: str = Field("", description="what to do when the server does not know the path")
+
+
 class FailurePattern(Model):
     """What a log says when an engine fails, and which other configurations fail the same way."""
 
@@ -183,6 +191,7 @@ class Engine(Model):
     presets: dict[str, Preset] = Field(default_factory=dict)
     api_backend: Literal["openai", "vllm", "sglang"] = "openai"
     server_engine: str = Field(description="genai-bench's --server-engine")
+    cache_reset: CacheReset | None = Field(None, description="how its caches are emptied before each load")
     cache_off: tuple[str, ...] = Field((), description="arguments that turn off what outlives a request, on demand")
 
     @model_validator(mode="after")

@@ -50,6 +50,10 @@ class EngineMetrics:
         if self._thread is not None:
             self._thread.join(2 * SCRAPE_TIMEOUT_S if kind is None else FAILED_S)
 
+    def gauge(self, name: str) -> list[float]:
+        """The values of a gauge so far, one for each look."""
+        return [scrape[name] for scrape in list(self._scrapes) if name in scrape]
+
     def stats(self) -> EngineStats | None:
         """What was seen so far; ``None`` when nothing was."""
         scrapes = list(self._scrapes)

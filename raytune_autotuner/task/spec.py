@@ -96,6 +96,9 @@ class Optimization(Model):
         description="limits by metric, e.g. ttft_p99_s: 1.0; on every single request: ttft_s, tpot_s and e2e_s, which "
         "the share slo_attainment of the requests (0.9) has to keep",
     )
+    cut_hopeless: bool = Field(
+        True, description="end a load of a search trial that has lost the SLO for good, or whose engine falls behind"
+    )
     max_iterations: int = Field(20, ge=1, le=100_000, description="trials proposed by the search, at most")
     timeout_per_iteration: int = Field(1800, ge=1, description="seconds for one trial, from deploy to last result")
     scheduler: Asha | Literal["none"] = Field(

@@ -11,14 +11,15 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from raytune_autotuner.backends import Deployment, Progress
+from raytune_autotuner.benchmarks import Answered, Check
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import FAILURE_CLASSES, EnvironmentFault, StorageFault, TransientError, TrialInfeasible
 from raytune_autotuner.metrics import summarise
@@ -126,9 +127,7 @@ class FakeBenchmark:
     def prepare(self) -> None:
         self.open = True
 
-    def run(
-        self, endpoint: Endpoint, rung: Rung, folder: Path, deadline: Deadline, check: Callable[[], None]
-    ) -> Metrics:
+    def run(self, endpoint: Endpoint, rung: Rung, folder: Path, deadline: Deadline, check: Check) -> Metrics:
         folder.mkdir(parents=True)
         check()
         if self.faults.spec == f"rung{rung.index}:hang":
@@ -139,7 +138,11 @@ class FakeBenchmark:
             os.kill(os.getpid(), signal.SIGKILL)
         self.faults.at("warmup" if rung.index < 0 else f"rung{rung.index}")
         self.journal.append(f"rung {rung.index}")
-        return sample_metrics(rung.index, self.e2e_s, level=rung.loads[0].level)
+        metrics = sample_metrics(rung.index, self.e2e_s, level=rung.loads[0].level)
+        (load,) = metrics.loads
+        ended_s = tuple(self.e2e_s * (1 + n // load.concurrency) for n in range(load.completed))
+        cut = check(Answered(load.samples, ended_s))
+        return replace(metrics, loads=(replace(load, cut=cut or ""),))
 
     def close(self) -> None:
         self.open = False

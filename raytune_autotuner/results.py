@@ -14,7 +14,8 @@ from typing import Any
 
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
-from raytune_autotuner.objectives import reachable
+from raytune_autotuner.metrics import LATENCIES
+from raytune_autotuner.objectives import over_loads, reachable
 from raytune_autotuner.ranking import Ranking, rank
 from raytune_autotuner.records import Outcome, Parameters, SearchEnd, TrialRecord
 from raytune_autotuner.storage import ExperimentFolder
@@ -191,6 +192,7 @@ def trials_csv(results: Results) -> str:
     """One row per trial; parameters as columns of their own."""
     names = sorted({name for r in results.records for name in r.parameters})
     columns = ["number", "trial", "purpose", "outcome", "reason", "rungs", "score", "unit", "slo_violation", "wall_s"]
+    columns += ["gpus", "node", *MEASURED_COLUMNS]
     columns += ["knee", "breaks"]
     out = io.StringIO()
     writer = csv.writer(out)
@@ -213,8 +215,25 @@ def _row(record: TrialRecord) -> list[object]:
         score.unit if score else "",
         score.violation if score else "",
         round(record.wall_s, 1),
+        record.gpus,
+        record.node or "",
+        *(_over_loads(record, name) for name in MEASURED_COLUMNS),
         *_knees(record),
     ]
+
+
+MEASURED_COLUMNS = (
+    "output_tokens_per_s",
+    "requests_per_s",
+    *(f"{latency}_{statistic}_s" for latency in LATENCIES for statistic in ("mean", "p50", "p95", "p99")),
+)
+"""Of the last rung that was measured, over all its loads as objectives see them."""
+
+
+def _over_loads(record: TrialRecord, name: str) -> object:
+    """Empty where it was not measured at each load."""
+    loads = record.rungs[-1].metrics.loads if record.rungs else ()
+    return over_loads(record.rungs[-1].metrics, name) if loads and all(name in m.values for m in loads) else ""
 
 
 def _knees(record: TrialRecord) -> tuple[str, str]:

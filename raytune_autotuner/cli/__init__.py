@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raytune_autotuner import __version__
-from raytune_autotuner.cli import cluster, follow, runs, tasks
+from raytune_autotuner.cli import cluster, follow, report, runs, tasks
 from raytune_autotuner.cli.options import BAD_INPUT, ENVIRONMENT, INTERRUPTED, NOTHING_FEASIBLE, OK
 
 __all__ = ["BAD_INPUT", "ENVIRONMENT", "INTERRUPTED", "NOTHING_FEASIBLE", "OK", "main"]
@@ -20,6 +20,7 @@ def main() -> None:
 for _command in (
     *(runs.run, runs.resume, runs.extend, runs.trial),
     *(cluster.submit, follow.list_experiments, follow.status, follow.logs, follow.stop),
+    *(report.report,),
     *(tasks.init, tasks.validate, tasks.schema, tasks.doctor, tasks.gc),
 ):
     main.add_command(_command)

@@ -13,7 +13,8 @@ START = """
 (() => {
   const templates = TEMPLATES;
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const config = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"]};
+  const config = {responsive: true, displayModeBar: "hover", displaylogo: false,
+                  modeBarButtonsToRemove: ["lasso2d", "select2d"]};
   const areas = () => document.querySelectorAll(".plot-area[data-plot]");
   const theme = (printing) => templates[dark.matches && !printing ? "dark" : "light"];
   for (const area of areas()) {

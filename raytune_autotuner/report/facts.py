@@ -1,0 +1,70 @@
+"""What a report is made from: an experiment's folder, read once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from raytune_autotuner import overview, sessions
+from raytune_autotuner.records import TrialRecord, TrialState
+from raytune_autotuner.results import Results, load_results
+from raytune_autotuner.storage import ExperimentFolder
+
+MANIFESTS = ("inference-service.yaml",)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that a report says, before it is put into words."""
+
+    results: Results
+    states: tuple[TrialState, ...]
+    state: overview.State
+    planned: int
+    """Trials, at most."""
+    task_text: str
+    """As it was asked, in JSON."""
+    environment: Mapping[str, Any]
+    sessions: tuple[sessions.Session, ...]
+    elapsed_s: float
+    manifest: str
+    """Of the recommended trial, as it was applied; empty when there is none."""
+    location: str
+    written_at: datetime
+
+    @property
+    def is_final(self) -> bool:
+        return self.state == "done"
+
+
+def read(folder: ExperimentFolder) -> Report:
+    """The facts of an experiment as they are now.
+
+    Raises:
+        SpecError: its task cannot be read.
+        StorageFault: the folder cannot be read.
+    """
+    results = load_results(folder, overview.read_task(folder))
+    return Report(
+        results=results,
+        states=tuple(folder.states()),
+        state=overview.Overview.of(folder).state,
+        planned=overview.planned(folder),
+        task_text=folder.root.read("task.json") or "",
+        environment=json.loads(folder.root.read("environment.json") or "{}"),
+        sessions=tuple(sessions.load(folder)),
+        elapsed_s=sessions.elapsed_s(folder),
+        manifest=_manifest(folder, results.recommended),
+        location=folder.root.location(),
+        written_at=datetime.now(timezone.utc),
+    )
+
+
+def _manifest(folder: ExperimentFolder, record: TrialRecord | None) -> str:
+    if record is None:
+        return ""
+    found = (folder.root.read(f"trials/{record.trial.name}/{name}") for name in MANIFESTS)
+    return next((text for text in found if text), "")

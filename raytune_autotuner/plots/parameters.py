@@ -55,7 +55,8 @@ def parallel(view: View) -> Plot | None:
     drawn.update_xaxes(
         tickvals=list(range(len(axes))),
         ticktext=[short(axis.name) for axis in axes],
-        range=[-0.35, len(axes) - 0.65],
+        range=[-0.35, len(axes) - 0.55],
+        ticklabeloverflow="allow",
         showgrid=True,
         zeroline=False,
     )

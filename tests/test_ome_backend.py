@@ -8,8 +8,9 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import requests
@@ -624,3 +625,29 @@ def test_settings_are_values() -> None:
     """They can be sent to a worker."""
     assert pickle.loads(pickle.dumps(settings())) == settings()
     assert isinstance(settings(), OmeSettings)
+
+
+class DroppedWay:
+    """A way to a service that has dropped."""
+
+    def check(self) -> None:
+        raise TransientError("the port-forward dropped")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_an_engine_that_ended_says_more_than_the_way_that_dropped(ends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its pod takes the port-forward along, and its end shows a moment later: out of memory in the midst of the traffic
+    is the configuration's fault."""
+    monkeypatch.setattr(ome, "LAST_WORDS_S", 0.05)
+    looks = count(1)
+
+    def look(backend: OmeBackend, observer: object, deadline: Deadline) -> None:
+        if next(looks) == 2 and ends:
+            raise TrialInfeasible("out_of_memory", "CUDA out of memory")
+
+    monkeypatch.setattr(OmeBackend, "_look", look)
+    backend = object.__new__(OmeBackend)
+    fault: Any = pytest.raises(TrialInfeasible, match="out_of_memory") if ends else pytest.raises(TransientError)
+    with fault:
+        backend._check_way(DroppedWay(), cast(Any, None))  # type: ignore[arg-type]
+    assert next(looks) > 2

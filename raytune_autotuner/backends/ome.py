@@ -33,6 +33,8 @@ from raytune_autotuner.render import to_yaml
 MANIFEST = "inference-service.yaml"
 LOG_LINES = 2000
 TICK_S = 1.0
+LAST_WORDS_S = 3.0
+"""So long an engine's end may take to show, once nothing answers any more."""
 HEALTH_INTERVAL_S = 0.2
 OPEN_S = 30.0
 """How long a way to a service that is ready is looked for."""
@@ -119,7 +121,7 @@ class OmeBackend:
         if self._pods - _uids(self._observer.view.live_pods):
             self._confirm_loss()
         if self._way is not None:
-            self._way.check()
+            self._check_way(self._way, self._observer)
 
     def stop(self, deadline: Deadline) -> None:
         """See ``Backend.stop``."""
@@ -197,6 +199,16 @@ class OmeBackend:
     def _patience_s(self, stage: Stage) -> float:
         settings = self._settings
         return {"schedule": settings.schedule_s, "pull": settings.pull_s, "load": settings.load_s}.get(stage, 0.0)
+
+    def _check_way(self, way: Way, observer: Observer) -> None:
+        """A pod that ends takes the way to it along; its end shows a moment later, and says more."""
+        try:
+            way.check()
+        except TransientError:
+            last = Deadline.after(LAST_WORDS_S)
+            while not last.expired:
+                self._look(observer, last.sooner(TICK_S))
+            raise
 
     def _look(self, observer: Observer, deadline: Deadline) -> None:
         """Take in what has happened, and raise what it means."""

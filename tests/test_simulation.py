@@ -15,7 +15,9 @@ from raytune_autotuner.records import Parameters, TrialId, config_hash
 from tests.emulator.simulation import bench, judge
 from tests.emulator.simulation.arms import ARMS, ours
 from tests.emulator.simulation.controller import Cluster, Controller, Ended, History
+from tests.emulator.simulation.experience import Experience, Experienced
 from tests.emulator.simulation.luck import Luck
+from tests.emulator.simulation.measuring import Row
 from tests.emulator.simulation.plain import Listed, grid, raw_space
 from tests.emulator.simulation.study import World, load_study, study_names
 from tests.emulator.simulation.table import Table, exhaustive
@@ -235,3 +237,25 @@ def test_the_model_judges_who_goes_on(small: Table) -> None:
     assert outcomes["baseline"] == "completed"
     assert "stopped" in {each.outcome for each in found.ended}
     assert judge.regret(found, small) <= 0.03
+
+
+def test_a_simulated_experiment_learns_what_must_fail(small: Table) -> None:
+    """As a real one does: from the engine's words, by the engine file's rules; duplicates are those of the baseline."""
+    starved = {"tp_size": 1, "mem_frac": 0.5, "attention_backend": "flashinfer"}
+    message = "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static."
+    rows = {**small.rows, config_hash(starved): Row(1, 10.0, failure="out_of_memory", reason=message)}
+    experience = Experience(Table(small.world, rows))
+    listed = Listed([starved, {**starved, "mem_frac": 0.9}])
+    search = Experienced(listed, experience)
+    search.suggest("a")
+    assert experience.problem({**starved, "mem_frac": 0.4}) is None
+    search.on_trial_result("a", {})
+    search.on_trial_complete("a", {"outcome": "infeasible", "rungs_done": 0})
+    refused = experience.problem({**starved, "mem_frac": 0.4})
+    assert refused is not None
+    assert refused.kind == "pruned"
+    search.suggest("b")
+    search.on_trial_complete("b", {"outcome": "completed", "rungs_done": 2})
+    assert experience.problem({**starved, "mem_frac": 0.9}) is None
+    assert experience.same_as({"tp_size": 1}) == {}
+    assert experience.same_as(starved) == starved

@@ -11,6 +11,7 @@ from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
 from raytune_autotuner.search import Limits, Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.verdict import Ask
 from tests.emulator.simulation.controller import History
+from tests.emulator.simulation.experience import Experience, Experienced
 from tests.emulator.simulation.plain import PLAIN, Arm, play, too_large
 from tests.emulator.simulation.study import World
 from tests.emulator.simulation.table import Table
@@ -20,10 +21,10 @@ TRIALS = 60
 
 
 class OpenGate:
-    """An experiment that says no to what its nodes cannot hold, and to nothing else."""
+    """An experiment that says no to what its nodes cannot hold, and to what must fail as others have."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
+    def __init__(self, world: World, experience: Experience | None = None) -> None:
+        self._world, self._experience = world, experience
 
     def champion(self) -> Parameters | None:
         """Nobody, for the same reason."""
@@ -35,10 +36,12 @@ class OpenGate:
 
     def problem(self, parameters: Parameters) -> Failure | None:
         reason = too_large(self._world, parameters)
-        return None if reason is None else Failure("no_fit", reason)
+        if reason is not None:
+            return Failure("no_fit", reason)
+        return self._experience.problem(parameters) if self._experience else None
 
     def same_as(self, parameters: Parameters) -> Parameters:
-        return parameters
+        return self._experience.same_as(parameters) if self._experience else parameters
 
     def enough(self) -> str | None:
         return None
@@ -64,14 +67,16 @@ def ours(table: Table, seed: int, *, raising: bool = False, **changes: Any) -> H
     task = world.task.model_copy(update={"optimization": world.task.optimization.model_copy(update=said)})
     rungs = ladder(task)
     source = make_source(task, world.space, cost=world.gpus)
+    experience = None if raising else Experience(table)
     proposer = Proposer(
         source,
         fallback=RandomSource(world.space, seed + 1),
         limits=Limits(task.optimization.max_iterations, task.optimization.baseline_every),
-        gate=OpenGate(world),
+        gate=OpenGate(world, experience),
         clock=lambda: 0.0,
     )
-    return play(table, seed, proposer, make_scheduler(task.optimization, len(rungs), (), source), rungs, raising)
+    search = Experienced(proposer, experience) if experience else proposer
+    return play(table, seed, search, make_scheduler(task.optimization, len(rungs), (), source), rungs, raising)
 
 
 def default(table: Table, seed: int) -> History:

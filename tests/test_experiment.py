@@ -122,6 +122,23 @@ def test_a_configuration_that_no_node_can_hold_is_refused_not_waited_for(tmp_pat
         run(tmp_path, resources__cpus=10_000)
 
 
+def test_failures_alike_end_the_search(tmp_path: Path) -> None:
+    """Nothing but the baseline starts: after five of a dozen no other is tried, and the results say why."""
+    speeds = [round(0.5 + n / 10, 1) for n in range(12)]
+    results = run(
+        tmp_path,
+        parameters__speed={"type": "choice", "values": speeds, "flag": "--speed"},
+        parameters__fault={"type": "choice", "values": ["start:not_ready"], "flag": "--fault"},
+        optimization__max_iterations=12,
+        optimization__max_concurrent_trials=1,
+    )
+    assert results.ended_early is not None
+    assert (results.ended_early.cause, results.ended_early.kind) == ("identical_failures", "not_ready")
+    assert 5 <= len(results.search) < 12
+    assert results.winner is results.baseline
+    assert json.loads((tmp_path / "out" / "r.json").read_text())["ended_early"]["count"] >= 5
+
+
 def test_a_stop_request_ends_the_experiment_in_order(tmp_path: Path) -> None:
     """As Ctrl-C does: results are written, every trial has an outcome."""
     setup = fake_setup(tmp_path, optimization__strategy="random", optimization__max_iterations=6)

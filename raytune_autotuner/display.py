@@ -250,6 +250,8 @@ def _winner(results: Results) -> Iterator[Text]:
     yield Text(f"Best in the search: {_parameters(winner.parameters)}  {_last_score(winner)}", style="bold green")
     yield from _gain(results)
     yield from (Text(f"  caution: {caveat}", style="yellow") for caveat in results.caveats)
+    if results.ranking.drift.significant:
+        yield Text(f"Drift: {results.ranking.drift.words}; it is taken out of the ranking", style="yellow")
     if best is not None:
         yield Text(f"Recommended: {_parameters(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)

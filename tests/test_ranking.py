@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from raytune_autotuner import display
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.ranking import rank
 from raytune_autotuner.records import Outcome, Parameters, Purpose, RungRecord, TrialId, TrialRecord, config_hash
+from raytune_autotuner.results import document, load_results
+from raytune_autotuner.storage import ExperimentFolder, Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics
 
@@ -102,3 +108,18 @@ def test_a_broken_slo_is_no_winner_however_fast() -> None:
 def test_only_whole_measurements_are_ranked(outcome: Outcome) -> None:
     """The others say nothing of the whole workload."""
     assert rank([record(1, 1.0, {"threads": 1}, outcome=outcome)], TASK).order == ()
+
+
+def test_drift_is_told_at_the_end(tmp_path: Path) -> None:
+    """In the summary and in the results file, in words."""
+    folder = ExperimentFolder(Storage(str(tmp_path)), "e")
+    for each in baselines({at: 2.0 * (1 + 0.4 * at / 60) for at in (0, 10, 20, 30, 40, 50, 60)}):
+        folder.save_record(each)
+    folder.save_record(record(58, 1.80, {"threads": 2}))
+    results = load_results(folder, TASK)
+    told = document(results, {})["drift"]
+    assert told["found"]
+    assert "over time" in told["reason"]
+    out = Console(file=io.StringIO(), width=200)
+    out.print(display.answer(results, "folder", "file"))
+    assert told["reason"] in out.file.getvalue()  # type: ignore[attr-defined]

@@ -27,7 +27,7 @@ MOMENTS = ("start", "deploy", "load", "benchmark", "benchmark", "teardown")
 """A phase that some trial is in; ``start``: while the driver starts, whatever it does then."""
 WAIT_S = 10.0
 """How long a moment is waited for; then any moment will do."""
-START_S = 180.0
+START_S = 600.0
 DELAY_S = 0.6
 START_DELAY_S = 10.0
 """Within it, a driver imports, connects, reads its past and begins its trials."""

@@ -37,7 +37,7 @@ NODES = {"n1": 2, "n2": 2}
 TRIAL_LABEL = "raytune-autotuner/trial"
 GPU = "nvidia.com/gpu"
 RUNG_S = 0.7
-END_S = 180.0
+END_S = 400.0
 """How long a driver may take to end in order, or to notice that its cluster is gone."""
 IMPATIENT = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_worker_niceness": "0"}
 """How long Ray's processes live on without their head, by default a minute; workers yield to nobody."""

@@ -17,17 +17,23 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from raytune_autotuner import pareto
+from raytune_autotuner.importance import Importances
 from raytune_autotuner.ledger import Ledger, Savings, was_stopped_early
+from raytune_autotuner.objectives import title
 from raytune_autotuner.overview import Overview
+from raytune_autotuner.pareto import Front
 from raytune_autotuner.records import Parameters, Score, SearchEnd, TrialRecord, TrialState
 from raytune_autotuner.results import Results
 from raytune_autotuner.storage import ExperimentFolder
+from raytune_autotuner.verdict import Verdict
 
 POLL_S, REMOTE_POLL_S = 0.5, 5.0
 """How often the folder is looked at; on an object store every file is a request."""
 JOIN_S = 10.0
 SHOWN_TRIALS = 30
 LOG_LINES = 12
+SHOWN_PARAMETERS = 5
 LOG_WIDTH = 160
 STATE_COLOURS = {"running": "cyan", "interrupted": "yellow", "done": "green"}
 COLOURS = {"completed": "green", "stopped": "yellow", "infeasible": "red", "failed": "red"}
@@ -171,13 +177,17 @@ def _age(seconds: float | None) -> str:
     return next((f"{seconds / size:.0f} {unit}" for size, unit in units if seconds >= size), "0 s")
 
 
-def answer(results: Results, location: str, results_file: str) -> RenderableType:
-    """The end of a run: trials, winner, gain, cost, and where everything is."""
+def answer(
+    results: Results, location: str, results_file: str, importances: Importances | None = None
+) -> RenderableType:
+    """The end of a run: trials, winner, gain, what it depends on, cost, and where everything is."""
     return Group(
         _trials(results),
         Text("Interrupted: this is what had been measured by then." if results.interrupted else ""),
         *_ended_early(results.ended_early),
         *_winner(results),
+        *_front(pareto.front(results.records, results.task.optimization)),
+        *(_importance_lines(importances) if importances else ()),
         Text(""),
         *_cost(results.ledger),
         Text(f"Experiment folder: {location}"),
@@ -200,7 +210,7 @@ def trial_answer(record: TrialRecord, location: str) -> RenderableType:
 
 
 def _trials(results: Results) -> RenderableType:
-    table = Table(title=f"{results.task.task_name}: {results.task.optimization.objective}", title_justify="left")
+    table = Table(title=f"{results.task.task_name}: {title(results.task.optimization)}", title_justify="left")
     for column in ("#", "trial", "parameters", "outcome", "rungs", "score", "seconds"):
         table.add_column(column, justify="right" if column in ("#", "seconds") else "left", overflow="fold")
     for record in results.records:
@@ -259,16 +269,67 @@ def _winner(results: Results) -> Iterator[Text]:
         yield from (Text(f"  note: {each}", style="yellow") for each in best.notes)
 
 
+def verified(verdict: Verdict | None, location: str) -> RenderableType:
+    """The end of a verification."""
+    said = _said(verdict) if verdict else Text("Ended before anything could be said.", style="bold yellow")
+    return Group(said, Text(f"Experiment folder: {location}"))
+
+
+def importance(found: Importances) -> RenderableType:
+    """Parameters by importance, and what the score is at each of their values."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("parameter", "value", f"score ({found.unit})" if found.unit else "score", "trials", "cannot work"):
+        table.add_column(column, justify="left" if column in ("parameter", "value") else "right")
+    for m in found.marginals:
+        score = f"{m.mean:.4g} ({m.low:.4g} to {m.high:.4g})"
+        value = "left out" if m.value is None else str(m.value)
+        table.add_row(m.parameter, Text(value), score, str(m.trials), str(m.infeasible or ""))
+    return (
+        Group(*_importance_lines(found, len(found.parameters)), Text(""), table)
+        if found.marginals
+        else Group(*_importance_lines(found))
+    )
+
+
+def _importance_lines(found: Importances, shown: int = SHOWN_PARAMETERS) -> Iterator[Text]:
+    if found.reason:
+        yield Text(f"What the score depends on: {found.reason}", style="dim")
+        return
+    parts = [f"{each.parameter} {each.importance:.0%} ({each.low:.0%} to {each.high:.0%})" for each in found.parameters]
+    yield Text(f"What the score depends on, as shares of its variance: {', '.join(parts[:shown])}")
+    yield Text(f"  from {found.trials} trials, which explain {found.explained:.0%} of what they were not told", "dim")
+
+
+def _front(found: Front) -> Iterator[RenderableType]:
+    """The configurations that nothing beats, when there is a choice between them."""
+    if len(found.front) < 2:
+        return
+    yield Text("")
+    table = Table(title="Pareto front", title_justify="left", box=None, pad_edge=False)
+    for axis in found.axes:
+        table.add_column(f"{axis.name} ({axis.unit})" if axis.unit else axis.name, justify="right")
+    for column in ("#", "parameters"):
+        table.add_column(column, overflow="fold")
+    for point in found.front[:SHOWN_TRIALS]:
+        values = (f"{value:.4g}" for value in point.values)
+        table.add_row(*values, str(point.number), Text(_parameters(point.parameters)))
+    yield table
+
+
+def _said(verdict: Verdict) -> Text:
+    return Text(
+        f"{verdict.kind}: {verdict.gain:+.1%} over the baseline, {verdict.confidence:.0%} confidence interval "
+        f"{verdict.low:+.1%} to {verdict.high:+.1%} ({verdict.winner:.4g} against {verdict.baseline:.4g} "
+        f"{verdict.unit}, measured {verdict.winner_runs} and {verdict.baseline_runs} times in turn); "
+        f"{verdict.reason}.",
+        style="bold",
+    )
+
+
 def _gain(results: Results) -> Iterator[Text]:
     verdict, baseline, winner = results.verdict, results.baseline, results.winner
     if verdict is not None:
-        yield Text(
-            f"{verdict.kind}: {verdict.gain:+.1%} over the baseline, {verdict.confidence:.0%} confidence interval "
-            f"{verdict.low:+.1%} to {verdict.high:+.1%} ({verdict.winner:.4g} against {verdict.baseline:.4g} "
-            f"{verdict.unit}, measured {verdict.winner_runs} and {verdict.baseline_runs} times in turn); "
-            f"{verdict.reason}.",
-            style="bold",
-        )
+        yield _said(verdict)
     elif baseline is not None and baseline.outcome != "completed":
         why = f" ({baseline.failure.kind})" if baseline.failure else ""
         yield Text(f"The runtime's own flags do not work here{why}, so there is nothing to compare this with.")

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import count
@@ -21,8 +21,9 @@ from ray import tune
 from raytune_autotuner import lock, sessions
 from raytune_autotuner.actor import actor_class
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
-from raytune_autotuner.gate import ExperimentGate
+from raytune_autotuner.gate import Course, ExperimentGate
 from raytune_autotuner.history import take_up
+from raytune_autotuner.importance import importance
 from raytune_autotuner.packing import GpuNode
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.planning.space import Space
@@ -44,6 +45,8 @@ from raytune_autotuner.trial import utc_now
 logger = logging.getLogger(__name__)
 TAKEN_OVER = 3
 """The exit code when somebody else has taken the experiment."""
+COURSE = "course.json"
+"""In the folder of an experiment without a search: what it measures, and what for."""
 AT_ONCE = 10_000
 """More than there ever are: the queue decides. Without a number, Tune would begin one trial at a time."""
 
@@ -56,6 +59,8 @@ class Options:
     dashboard: bool = False
     resume: bool = False
     """Go on with the experiment in the folder; without it, an experiment of that name must not be there."""
+    aside: bool = False
+    """Keep the results in the folder only."""
     force: bool = False
     """Take the experiment from a holder that gave a sign of life lately, if it gives none any more."""
 
@@ -65,7 +70,7 @@ def experiment_name(task_name: str) -> str:
     return f"{task_name}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
 
 
-def run(setup: Setup, options: Options) -> Results:
+def run(setup: Setup, options: Options, course: Course | None = None) -> Results:
     """Run an experiment, or go on with it; its folder is complete when this returns, however it ended.
 
     The first interrupt (SIGINT, SIGTERM) ends running trials in order, the second ends at once.
@@ -79,7 +84,7 @@ def run(setup: Setup, options: Options) -> Results:
         session = sessions.begin(setup, resume=options.resume, found=found)
         setup = replace(setup, folder=replace(setup.folder, session=session.number))
         try:
-            _run_trials(setup, options, take_up(setup.folder, found.beat_at if found else None))
+            _run_trials(setup, options, take_up(setup.folder, found.beat_at if found else None), course)
         except BaseException:
             with suppress(StorageFault):  # what went wrong first is to be told
                 _conclude(setup, options, session)
@@ -94,7 +99,7 @@ def _leave(reason: str) -> None:
     os._exit(TAKEN_OVER)
 
 
-def _run_trials(setup: Setup, options: Options, past: Past) -> None:
+def _run_trials(setup: Setup, options: Options, past: Past, course: Course | None) -> None:
     name, place = setup.folder.name, setup.folder.root.location()
     trials = [proposal.trial for proposal in past.open]
     with ExitStack() as stack:
@@ -105,7 +110,7 @@ def _run_trials(setup: Setup, options: Options, past: Past) -> None:
         stack.enter_context(_orderly_stop(setup))  # after Ray, which installs handlers of its own
         setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
         queue = _queue(setup, nodes)
-        gate = ExperimentGate(setup, queue)
+        gate = ExperimentGate(setup, queue, course)
         _tune(setup, past, gate, queue, folder)
         gate.check()
 
@@ -145,6 +150,7 @@ def _tune(setup: Setup, past: Past, gate: ExperimentGate, queue: PlacedQueue, fo
         gate=gate,
         past=past,
         queue=queue,
+        course=gate.course,
     )
     tuner = tune.Tuner(
         actor_class(setup),
@@ -239,11 +245,12 @@ def write_results(setup: Setup, options: Options) -> Results:
         "elapsed_time": round(sessions.elapsed_s(setup.folder), 1),
         "folder": setup.folder.root.location(),
         "versions": sessions.environment(setup),
+        "importance": asdict(importance(results.records, setup.task.optimization.seed)),
     }
     text = to_text(document(results, extra))
     setup.folder.root.write("results.json", text)
     setup.folder.root.write("trials.csv", trials_csv(results))
     path = options.results_path or Path("results") / f"{setup.task.task_name}_results.json"
-    if results.records:  # a run that never began must not take the place of an earlier answer
+    if results.records and not options.aside:  # a run that never began must not take the place of an earlier answer
         Storage(str(path.parent)).write(path.name, text)
     return results

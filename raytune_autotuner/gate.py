@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Protocol
 
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.errors import StorageFault
@@ -13,15 +15,28 @@ from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.ranking import rank
 from raytune_autotuner.records import Failure, Parameters, SearchEnd, TrialId, TrialRecord
+from raytune_autotuner.search import Wanted
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import utc_now
 from raytune_autotuner.verdict import Ask
 
 
+class Course(Protocol):
+    """What is measured in place of a search: confirming runs alone, of whatever configurations."""
+
+    def wanted(self, records: Sequence[TrialRecord], nodes: Sequence[str]) -> Iterable[Wanted]:
+        """The runs that come next, when all that were wanted before have ended; none when it is over.
+
+        ``nodes`` are those of which there is a choice.
+        """
+
+
 class ExperimentGate:
     """What the experiment says to its search (see ``search.Gate``)."""
 
-    def __init__(self, setup: Setup, queue: PlacedQueue) -> None:
+    def __init__(self, setup: Setup, queue: PlacedQueue, course: Course | None = None) -> None:
+        """``course`` is what is measured in place of a search."""
+        self.course = partial(self._course, course) if course is not None else None
         self._setup = setup
         self._queue = queue
         self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
@@ -36,6 +51,9 @@ class ExperimentGate:
         setup.folder.save_search_end(None)
         self._fault: StorageFault | None = None
         self._repeated = set(setup.folder.repeated())
+
+    def _course(self, course: Course) -> Sequence[Wanted]:
+        return tuple(course.wanted(self._setup.folder.records(), self._queue.nodes_for({})))
 
     def problem(self, parameters: Parameters) -> Failure | None:
         reason = self._queue.never(parameters)

@@ -16,6 +16,8 @@ from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.records import Direction, LoadMetrics, Metrics, Score
 from raytune_autotuner.task.spec import Optimization
 
+BALANCED = "balanced"
+"""The score of many objectives: one per cent of any counts alike, or as the task weighs them."""
 WORST = 1e6
 """Stands for an unbounded violation, so that scores stay finite and can be written as JSON."""
 
@@ -116,6 +118,38 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def facts_of(name: str) -> tuple[Direction, str]:
+    """Which way is better, and the unit, of an objective or a metric."""
+    known = OBJECTIVES.get(name) or METRICS[name]
+    return known.direction, known.unit
+
+
+def title(optimization: Optimization) -> str:
+    """What is optimised, in words."""
+    return ", ".join(optimization.objectives) or optimization.objective
+
+
+def value_of(name: str, metrics: Metrics, context: Context) -> float:
+    """What a rung measured of an objective or a metric.
+
+    Raises:
+        KeyError: the rung did not measure what it needs.
+    """
+    return OBJECTIVES[name].value(metrics, context) if name in OBJECTIVES else over_loads(metrics, name)
+
+
+def _balanced(metrics: Metrics, context: Context) -> tuple[float, dict[str, float]]:
+    """Of many objectives: the weighted geometric mean of their goodness, and the value of each."""
+    names = context.optimization.objectives
+    weights = context.optimization.weights or dict.fromkeys(names, 1.0)
+    values = {name: value_of(name, metrics, context) for name in names}
+    logs = (
+        weights.get(name, 0.0) * (1 if facts_of(name)[0] == "max" else -1) * math.log(max(value, 1e-12))
+        for name, value in values.items()
+    )
+    return math.exp(sum(logs) / sum(weights.values())), values
+
+
 def violation(metrics: Metrics, slo: Mapping[str, float]) -> tuple[float, str]:
     """The largest relative excess over a limit and that limit in words; (0, "") when all are kept.
 
@@ -182,10 +216,13 @@ def score(metrics: Metrics, context: Context) -> Score:
     Raises:
         KeyError: the rung did not measure what the objective needs.
     """
+    excess, worst = violation(metrics, context.optimization.slo)
+    if context.optimization.objectives:
+        balance, values = _balanced(metrics, context)
+        return Score(BALANCED, balance, "", "max", -balance, excess, worst, values=values)
     name = context.optimization.objective
     objective = OBJECTIVES[name]
     value = objective.value(metrics, context)
-    excess, worst = violation(metrics, context.optimization.slo)
     loss = value if objective.direction == "min" else -value
     nearness = strain(metrics, context.optimization.slo)
     return Score(name, value, objective.unit, objective.direction, loss, excess, worst, slo=nearness)

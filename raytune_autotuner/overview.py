@@ -11,6 +11,8 @@ from pydantic import TypeAdapter
 
 from raytune_autotuner import lock, sessions
 from raytune_autotuner.errors import SpecError
+from raytune_autotuner.importance import Importances
+from raytune_autotuner.importance import read as read_importances
 from raytune_autotuner.lock import Held
 from raytune_autotuner.planning.checks import load_document
 from raytune_autotuner.planning.plan import make_plan
@@ -127,6 +129,12 @@ def planned(folder: ExperimentFolder) -> int:
         return make_plan(*load_document(read_document(folder))).trials
     except SpecError:  # files that the task names are not on this machine
         return 1 + task.optimization.max_iterations + task.optimization.confirm.runs[1]
+
+
+def importances(folder: ExperimentFolder) -> Importances | None:
+    """What the results of an experiment that has ended say of its parameters."""
+    text = folder.root.read("results.json")
+    return read_importances(json.loads(text)) if text else None
 
 
 def is_over(folder: ExperimentFolder) -> bool:

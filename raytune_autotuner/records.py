@@ -180,6 +180,8 @@ class Score:
     """The level of concurrency that it holds for, in words, where that was searched."""
     slo: float | None = None
     """The metric that is nearest to its limit, or furthest beyond, relative to that limit; ``None`` without limits."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Of many objectives, the value of each."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,8 @@ class TrialRecord:
     gpus: int = 0
     phases: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase (see ``Phase``)."""
+    command: tuple[str, ...] = ()
+    """``argv`` before the backend filled in ``{host}``, ``{port}`` and ``{python}``, whole words each."""
     engine_info: Mapping[str, Any] = field(default_factory=dict)
     differences: tuple[str, ...] = ()
     """Where the server says it runs something else than was asked."""

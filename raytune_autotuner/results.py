@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from raytune_autotuner import pareto
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
 from raytune_autotuner.metrics import LATENCIES
@@ -74,6 +75,9 @@ def load_results(folder: ExperimentFolder, task: Task) -> Results:
     ranking = rank(records, task)
     ordered = ranking.order
     winner = ranking.winner
+    if not any(r.trial.purpose in ("baseline", "search") for r in records):  # nothing was searched: see `verification`
+        baseline = next((r for r in records if not r.parameters), None)
+        winner = next((r for r in records if r.parameters and r.outcome == "completed" and r.score), None)
     return Results(
         experiment=folder.name,
         task=task,
@@ -125,6 +129,7 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "verdict": asdict(results.verdict) if results.verdict else None,
         "drift": {"found": results.ranking.drift.significant, "reason": results.ranking.drift.words},
         "ledger": asdict(results.ledger),
+        "pareto": asdict(pareto.front(results.records, results.task.optimization)),
         "interrupted": results.interrupted,
         "ended_early": asdict(results.ended_early) if results.ended_early else None,
         "seed": results.task.optimization.seed,

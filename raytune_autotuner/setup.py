@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from raytune_autotuner.backends import Deployment
 from raytune_autotuner.benchmarks import Benchmark
@@ -22,11 +23,23 @@ from raytune_autotuner.foresight.facts import of_task
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.packing import Need
 from raytune_autotuner.planning.plan import ladder
-from raytune_autotuner.records import Parameters, Rung, TrialId
+from raytune_autotuner.records import Parameters, Rung, TrialId, config_hash
 from raytune_autotuner.site import Local, Site
 from raytune_autotuner.storage import ExperimentFolder, Storage
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.trial import Job, Trial
+
+
+@dataclass(frozen=True)
+class Given:
+    """A configuration that is deployed as a file says it, in place of being made from parameters."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    gpus: int = 0
+    """Of each replica."""
+    manifest: Mapping[str, Any] | None = None
+    """OME: the whole service."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,8 @@ class Setup:
     """What the engine file's placeholders stand for, besides host and port."""
     known: Mapping[str, float] = field(default_factory=dict)
     """Of the model and its GPUs (see ``foresight.facts``)."""
+    given: Mapping[str, Given] = field(default_factory=dict)
+    """By the hash of the parameters that stand for them."""
     client_socket: Path | None = None
     """Of the preloaded benchmark client on the driver's machine; trials elsewhere start their own."""
 
@@ -68,6 +83,8 @@ class Setup:
         return self.site.need(self._engine_gpus(parameters))
 
     def _engine_gpus(self, parameters: Parameters) -> int:
+        if (given := self.given.get(config_hash(parameters))) is not None:
+            return given.gpus
         if self.task.resources.gpus is not None:
             return self.task.resources.gpus
         return gpu_count(self.engine, parameters, self.runtime_args)
@@ -104,9 +121,9 @@ class Setup:
         finally:
             server.close()
 
-    def _deployment(self, trial: TrialId, parameters: Parameters) -> Deployment:
+    def _argv(self, parameters: Parameters) -> tuple[str, ...]:
         task = self.task
-        argv = build_argv(
+        return build_argv(
             self.engine,
             command=self.command,
             runtime_args=self.runtime_args,
@@ -115,16 +132,20 @@ class Setup:
             raw_flags=self.launch.raw_flags,
             facts=self.facts,
         )
+
+    def _deployment(self, trial: TrialId, parameters: Parameters) -> Deployment:
+        given = self.given.get(trial.config)
         return Deployment(
             experiment=self.folder.name,
             trial=trial,
             engine=self.engine,
             parameters=parameters,
-            argv=argv,
+            argv=given.argv if given else self._argv(parameters),
             served_name=self.facts["served_name"],
             gpus=self.gpus(parameters),
             folder=self.folder.root.workdir(f"trials/{trial.name}"),
-            env=task.runtime.env,
+            env=given.env if given else self.task.runtime.env,
+            manifest=given.manifest if given else None,
         )
 
     def _client(self) -> Benchmark:

@@ -336,6 +336,7 @@ class Trial:
             score=self._final_score(),
             failure=failure,
             argv=self._argv,
+            command=self.job.deployment.argv,
             gpus=self.job.deployment.gpus,
             phases=self._clock.rounded(),
             engine_info=self._info,

@@ -142,6 +142,41 @@ MALFORMED = {
         "optimization.weights (line 5)",
         ["no effect", "weighted"],
     ),
+    "objective in objectives": (
+        optimization("objectives: [minimize_ttft, maximise_throughput]"),
+        "optimization.objectives[1] (line 5)",
+        ["did you mean `maximize_throughput`", "ttft_p99_s"],
+    ),
+    "objective twice": (
+        optimization("objectives: [minimize_ttft, minimize_ttft]"),
+        "optimization.objectives[1] (line 5)",
+        ["given twice"],
+    ),
+    "one of many": (
+        optimization("objectives: [minimize_ttft]"),
+        "optimization.objectives (line 5)",
+        ["two or more"],
+    ),
+    "one beside many": (
+        optimization("objective: minimize_tpot, objectives: [minimize_ttft, requests_per_s]"),
+        "optimization.objective (line 5)",
+        ["no effect beside `objectives`"],
+    ),
+    "weight of none of many": (
+        optimization("objectives: [minimize_ttft, requests_per_s], weights: {ttft_p99_s: 1}"),
+        "optimization.weights.ttft_p99_s (line 5)",
+        ["not among the objectives", "minimize_ttft, requests_per_s"],
+    ),
+    "weight of nothing": (
+        optimization("objectives: [minimize_ttft, requests_per_s], weights: {minimize_ttft: 0}"),
+        "optimization.weights.minimize_ttft (line 5)",
+        ["more than 0"],
+    ),
+    "price for many": (
+        optimization("objectives: [minimize_ttft, minimize_cost]"),
+        "optimization.price_per_gpu_hour (line 5)",
+        ["is missing", "minimize_cost"],
+    ),
     "price missing": (
         optimization("objective: minimize_cost"),
         "optimization.price_per_gpu_hour (line 5)",

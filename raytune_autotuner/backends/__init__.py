@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import Engine
@@ -30,6 +30,8 @@ class Deployment:
     folder: Path
     """A local folder of the trial's own; the backend keeps its logs here."""
     env: Mapping[str, str] = field(default_factory=dict)
+    manifest: Mapping[str, Any] | None = None
+    """OME: the InferenceService to deploy, in place of one that is made from the rest."""
 
 
 class Backend(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -142,12 +143,30 @@ def manifest(settings: OmeSettings, deployment: Deployment) -> Manifest:
         SpecError: the template is at fault.
         TrialInfeasible: the command line cannot be said to OME.
     """
+    if deployment.manifest is not None:
+        return _ours(deployment.manifest, settings, deployment)
     return render(
         settings.template or shipped_template(),
         variables(settings, deployment),
         source=settings.template_source,
         kind=INFERENCE_SERVICE,
     )
+
+
+def _ours(given: Mapping[str, Any], settings: OmeSettings, deployment: Deployment) -> Manifest:
+    """A service of the user's as a trial of ours: only its name, its owner and its node are not its own."""
+    spec = copy.deepcopy(dict(given["spec"]))
+    for section in ("engine", "decoder") if settings.node else ():
+        if section in spec:
+            spec[section]["nodeSelector"] = {**(spec[section].get("nodeSelector") or {}), HOSTNAME: settings.node}
+    metadata = {
+        "name": service_name(deployment),
+        "namespace": settings.namespace,
+        "labels": {**(given["metadata"].get("labels") or {}), **anchor.labels(deployment.experiment, deployment.trial)},
+        "annotations": dict(given["metadata"].get("annotations") or {}),
+        "ownerReferences": [dict(settings.owner)] if settings.owner else [],
+    }
+    return {**given, "metadata": metadata, "spec": spec}
 
 
 def with_digest(service: Manifest) -> Manifest:

@@ -62,7 +62,11 @@ def status(experiment: str | None, storage: str, address: str | None, watch: boo
         now = overview.Overview.of(folder)
     if now.state == "done":
         results = load_results(folder, overview.read_task(folder))
-        console.print(display.answer(results, folder.root.location(), folder.root.location("results.json")))
+        console.print(
+            display.answer(
+                results, folder.root.location(), folder.root.location("results.json"), overview.importances(folder)
+            )
+        )
     else:
         console.print(display.standing(now, folder.states(), planned))
     return OK

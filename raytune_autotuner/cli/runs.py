@@ -28,6 +28,7 @@ from raytune_autotuner.records import Parameters
 if TYPE_CHECKING:
     from raytune_autotuner.engines import Engine
     from raytune_autotuner.results import Results
+    from raytune_autotuner.storage import ExperimentFolder
     from raytune_autotuner.task.spec import Task
 
 results_option = click.option(
@@ -110,6 +111,7 @@ def resume(
     from raytune_autotuner.storage import Storage
 
     folder = overview.find(Storage(storage), experiment)
+    _refuse_course(folder)
     task, engine = load_document(overview.read_document(folder))
     return _run(task, engine, storage, folder.name, How(results_path, dashboard, force, True, ended_is_ok))
 
@@ -129,6 +131,7 @@ def extend(experiment: str, trials: int, storage: str, results_path: Path | None
     from raytune_autotuner.task import taskfile
 
     folder = overview.find(Storage(storage), experiment)
+    _refuse_course(folder)
     more = f"optimization.max_iterations={history.searched(folder) + trials}"
     task, engine = load_document(taskfile.override(overview.read_document(folder), [more]))
     return _run(
@@ -136,8 +139,16 @@ def extend(experiment: str, trials: int, storage: str, results_path: Path | None
     )
 
 
+def _refuse_course(folder: ExperimentFolder) -> None:
+    from raytune_autotuner.experiment import COURSE
+
+    if folder.root.exists(COURSE):
+        cure = "give `export --minimal` or `verify` again"
+        raise SpecError.single("", f"has no search to go on with; {cure}", folder.name)
+
+
 def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -> int:
-    from raytune_autotuner import display, experiment
+    from raytune_autotuner import display, experiment, overview
     from raytune_autotuner.planning.plan import make_plan, render
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
@@ -153,7 +164,8 @@ def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -
     options = experiment.Options(path, how.dashboard, resume=goes_on, force=how.force)
     with display.progress(setup.folder, plan.trials, console):
         results = experiment.run(setup, options)
-    console.print(display.answer(results, setup.folder.root.location(), str(path)))
+    said = overview.importances(setup.folder)
+    console.print(display.answer(results, setup.folder.root.location(), str(path), said))
     return OK if how.ended_is_ok else _exit_code(results)
 
 

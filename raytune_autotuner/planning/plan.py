@@ -13,7 +13,7 @@ from rich.text import Text
 
 from raytune_autotuner.capacity import most_probes
 from raytune_autotuner.engines import Engine, gpu_count
-from raytune_autotuner.objectives import OBJECTIVES
+from raytune_autotuner.objectives import OBJECTIVES, title
 from raytune_autotuner.planning import impossible
 from raytune_autotuner.planning.levels import SHORT_REQUESTS, capacity_search, searching_ladder
 from raytune_autotuner.planning.space import MAX_CANDIDATES, Space
@@ -117,7 +117,7 @@ def make_plan(task: Task, engine: Engine) -> Plan:
     price = task.optimization.price_per_gpu_hour
     return Plan(
         task_name=task.task_name,
-        objective=task.optimization.objective,
+        objective=title(task.optimization),
         strategy=task.optimization.strategy,
         points=points,
         grid_points=grid_points,

@@ -19,6 +19,8 @@ DATASET_SUFFIXES = (".txt", ".csv", ".json")
 
 def _objective(task: Task) -> Iterator[Fault]:
     optimization = task.optimization
+    if optimization.objectives:
+        return
     name = optimization.objective
     at = ("optimization", "objective")
     if name not in OBJECTIVES:
@@ -33,10 +35,40 @@ def _objective(task: Task) -> Iterator[Fault]:
         yield ("optimization", "price_per_gpu_hour"), "is missing; the objective minimize_cost needs it"
 
 
+def _objectives(task: Task) -> Iterator[Fault]:
+    optimization, names = task.optimization, task.optimization.objectives
+    valid = (*(n for n, o in OBJECTIVES.items() if n != "weighted" and not o.searches_level), *METRICS)
+    for n, name in enumerate(names):
+        at = ("optimization", "objectives", n)
+        if name not in valid:
+            yield at, f"found {taskfile.found(name)}; valid are {', '.join(valid)}{meant(name, valid)}"
+        elif name in names[:n]:
+            yield at, f"`{name}` is given twice"
+        elif _needs_output(name) and not _has_output(task):
+            yield at, f"{task.benchmark.task} has no output tokens, which {name} needs"
+        elif name == "minimize_cost" and optimization.price_per_gpu_hour is None:
+            yield ("optimization", "price_per_gpu_hour"), "is missing; the objective minimize_cost needs it"
+    if len(names) == 1:
+        yield ("optimization", "objectives"), "names one; write two or more, or `objective:`"
+    if names and optimization.objective != type(optimization)().objective:
+        yield ("optimization", "objective"), "has no effect beside `objectives`; remove one of the two"
+
+
+def _needs_output(name: str) -> bool:
+    known = OBJECTIVES.get(name)
+    return known.needs_output_tokens if known else name.startswith(("tpot_", "output_tokens_"))
+
+
 def _weights(task: Task) -> Iterator[Fault]:
     weighted = task.optimization.objective == "weighted"
     at = ("optimization", "weights")
-    if weighted and not task.optimization.weights:
+    if names := task.optimization.objectives:
+        for name, value in (task.optimization.weights or {}).items():
+            if name not in names:
+                yield (*at, name), f"is not among the objectives{meant(name, names)}; valid are {', '.join(names)}"
+            elif value <= 0:
+                yield (*at, name), f"found {value:g}; it must be more than 0"
+    elif weighted and not task.optimization.weights:
         yield at, "is missing; the objective `weighted` needs it, e.g. {ttft_p99_s: 1, output_tokens_per_s: 2}"
     elif task.optimization.weights and not weighted:
         yield (
@@ -46,7 +78,8 @@ def _weights(task: Task) -> Iterator[Fault]:
 
 
 def _metrics(task: Task) -> Iterator[Fault]:
-    for part, values in (("slo", task.optimization.slo), ("weights", task.optimization.weights or {})):
+    weights = {} if task.optimization.objectives else task.optimization.weights or {}
+    for part, values in (("slo", task.optimization.slo), ("weights", weights)):
         for name, value in values.items():
             at = ("optimization", part, name)
             known = (*METRICS, *PER_REQUEST) if part == "slo" else tuple(METRICS)
@@ -228,9 +261,10 @@ def _json_file(path: Path, at: tuple[str, ...]) -> Iterator[Fault]:
 TaskRule = Callable[[Task], Iterable[Fault]]
 TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
     _objective: ("optimization.objective", "optimization.price_per_gpu_hour", "optimization.slo", "benchmark.task"),
+    _objectives: ("optimization.objectives", "optimization.objective", "benchmark.task"),
     _capacity: ("optimization.objective", "benchmark"),
-    _weights: ("optimization.objective", "optimization.weights"),
-    _metrics: ("benchmark.task",),
+    _weights: ("optimization.objective", "optimization.objectives", "optimization.weights"),
+    _metrics: ("benchmark.task", "optimization.objectives"),
     _scheduler: ("optimization.scheduler", "benchmark.rungs"),
     _backend: ("backend", "base_runtime", "runtime", "ome", "model"),
     _tokenizer: ("benchmark.model_tokenizer", "model"),

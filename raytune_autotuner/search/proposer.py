@@ -54,6 +54,14 @@ class Past:
         )
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """One more run that confirms, of a configuration, on a node where there is a choice."""
+
+    parameters: Parameters
+    node: str | None = None
+
+
 class Queue(Protocol):
     """Proposals that wait for a place to run."""
 
@@ -147,9 +155,12 @@ class Proposer(Searcher):
         gate: Gate,
         past: Past = Past(),
         queue: Queue | None = None,
+        course: Callable[[], Sequence[Wanted]] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """``course`` takes the place of the search: it says which runs come next, until there are none."""
         super().__init__(metric=LOSS, mode="min")
+        self._course = course
         self._source = source
         self._fallback = fallback
         self._limits = limits
@@ -162,8 +173,7 @@ class Proposer(Searcher):
         self._begun: Counter[str] = Counter()
         self._waiting: dict[str, list[str]] = {}
         self._exhausted = False
-        self._confirming: deque[Ask] = deque()
-        self._champion: Parameters = {}
+        self._confirming: deque[Wanted] = deque()
         self.duplicates = 0
         self._remember(past)
 
@@ -202,6 +212,8 @@ class Proposer(Searcher):
     def _next(self) -> Proposal | None:
         if self._again:
             return self._again.popleft()
+        if self._course is not None:
+            return self._confirmation()
         if self._knowledge.get(config_hash({})) is None:
             self._knowledge.add({})
             return self._proposal("baseline", {})
@@ -325,9 +337,8 @@ class Proposer(Searcher):
             self._confirming.extend(self._asked())
         if not self._confirming:
             return None
-        ask = self._confirming.popleft()
-        parameters = self._champion if ask.side == "winner" else {}
-        return replace(self._measured_again("confirm", parameters), node=ask.node)
+        wanted = self._confirming.popleft()
+        return replace(self._measured_again("confirm", wanted.parameters), node=wanted.node)
 
     def _measured_again(self, purpose: Purpose, parameters: Parameters) -> Proposal:
         config = config_hash(parameters)
@@ -338,12 +349,14 @@ class Proposer(Searcher):
         every, baseline = self._limits.control_every, self._knowledge[config_hash({})]
         return every is not None and baseline.outcome == "completed" and self._searched // every > self._controls
 
-    def _asked(self) -> Sequence[Ask]:
+    def _asked(self) -> Sequence[Wanted]:
+        if self._course is not None:
+            return self._course()
         baseline, champion = self._knowledge[config_hash({})], self._gate.champion()
         if not champion or baseline.outcome != "completed":
             return ()
-        self._champion = champion
-        return self._gate.confirming(config_hash({}), config_hash(champion))
+        asks = self._gate.confirming(config_hash({}), config_hash(champion))
+        return [Wanted(champion if ask.side == "winner" else {}, ask.node) for ask in asks]
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the experiment folder is the truth, and ``Past`` is read from it."""

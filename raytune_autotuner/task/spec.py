@@ -88,8 +88,13 @@ class Optimization(Model):
         "HyperOpt's TPE, optuna needs its extra",
     )
     objective: str = Field("maximize_throughput", description="one of the objectives' names, or weighted")
+    objectives: tuple[str, ...] = Field(
+        (), max_length=4, description="several in place of one: objectives or metrics; the Pareto front is shown"
+    )
     weights: dict[Metric, float] | None = Field(
-        None, description="objective `weighted`: relative importance by metric; a weighted geometric mean"
+        None,
+        description="objective `weighted`: relative importance by metric, as a weighted geometric mean; "
+        "the same of `objectives`, for the one configuration that is recommended (default: all alike)",
     )
     slo: dict[Metric, float] = Field(
         default_factory=dict,

@@ -77,15 +77,15 @@ def decide(
     if final or failures or (min(counts) > 0 and _breaks_slo("winner", runs)):  # nothing mends a broken SLO
         return judge(runs, settings.alpha(max(1, min(counts))), settings.confidence, failures)
     look = next((look for look in settings.looks if look >= max(counts)), settings.looks[-1])
-    if missing := _missing(runs, look, settings.nodes):
-        return Again(missing, f"{look} runs of each are wanted")
+    if gap := missing(runs, look, settings.nodes):
+        return Again(gap, f"{look} runs of each are wanted")
     alpha = settings.alpha(look)
     verdict = judge(runs, alpha, settings.confidence)
     following = next((later for later in settings.looks if later > look), None)
     if following is None or verdict.kind == "WIN" or _settled(runs, verdict, alpha, settings):
         return verdict
     reason = f"{verdict.gain:+.1%} ({verdict.low:+.1%} to {verdict.high:+.1%}) after {look} runs of each"
-    return Again(_missing(runs, following, settings.nodes), reason)
+    return Again(missing(runs, following, settings.nodes), reason)
 
 
 def _breaks_slo(side: Side, runs: Sequence[Run]) -> bool:
@@ -121,7 +121,7 @@ def schedule(repeats: int, nodes: Sequence[str]) -> list[Ask]:
     return asks
 
 
-def _missing(runs: Sequence[Run], repeats: int, nodes: Sequence[str]) -> tuple[Ask, ...]:
+def missing(runs: Sequence[Run], repeats: int, nodes: Sequence[str]) -> tuple[Ask, ...]:
     """What of the schedule was not run yet; a run elsewhere than asked stands for one of its side."""
     wanted = schedule(repeats, nodes)
     for run in runs:

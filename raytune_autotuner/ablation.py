@@ -1,0 +1,115 @@
+"""Run an ablation of an experiment's winner, and export what is left (see ``minimal`` for how it is decided).
+
+It is an experiment of its own beside the one that it belongs to, ``NAME-minimal``, without a search; begun again, it
+goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from raytune_autotuner import experiment, overview
+from raytune_autotuner.errors import SpecError
+from raytune_autotuner.experiment import Options
+from raytune_autotuner.export import PREFIX, Wish, export, provenance, written
+from raytune_autotuner.importance import Importances, importance
+from raytune_autotuner.minimal import Ablation, Plan, order
+from raytune_autotuner.planning.checks import load_document
+from raytune_autotuner.planning.space import Space
+from raytune_autotuner.records import Parameters, TrialRecord, config_hash
+from raytune_autotuner.results import Results, load_results, to_text
+from raytune_autotuner.setup import Setup, prepare
+from raytune_autotuner.storage import ExperimentFolder
+
+SUFFIX = "-minimal"
+FILE = "minimal.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An ablation that can be run."""
+
+    of: ExperimentFolder
+    results: Results
+    plan: Plan
+    setup: Setup
+
+
+def begin(of: ExperimentFolder, margin: float) -> Prepared:
+    """Look at everything that an ablation needs; starts nothing.
+
+    Raises:
+        SpecError: there is nothing to leave out.
+        EnvironmentFault: something the task needs is not here.
+    """
+    task, engine = load_document(overview.read_document(of))
+    results = load_results(of, task)
+    winner = results.recommended
+    if winner is None or not winner.parameters:
+        raise SpecError.single("--minimal", "what is recommended changes nothing of the baseline", of.name)
+    known = overview.importances(of) or importance(results.records)
+    plan = Plan(
+        winner=winner.parameters,
+        order=order(winner.parameters, shares(known)),
+        optimization=task.optimization,
+        margin=margin,
+        allowed=lambda parameters: problem(Space.of(task, engine), parameters),
+    )
+    optimization = task.optimization.model_copy(update={"scheduler": "none"})
+    fitted = task.model_copy(update={"optimization": optimization})
+    return Prepared(of, results, plan, prepare(fitted, engine, of.storage, of.name + SUFFIX))
+
+
+def shares(found: Importances) -> Mapping[str, float]:
+    return {each.parameter: each.importance for each in found.parameters}
+
+
+def problem(space: Space, parameters: Parameters) -> str | None:
+    """Why a configuration may not run: a constraint that it breaks, or a parameter without what it depends on."""
+    for name, rule in space.whens.items():
+        if name in parameters and (missing := [of for of in rule.names.values() if of not in parameters]):
+            return f"{name} depends on {', '.join(missing)}"
+    return space.problem(parameters)
+
+
+def run(prepared: Prepared) -> Ablation:
+    """Measure until every flag has its answer, or somebody ends it; nothing is left running."""
+    folder = prepared.setup.folder
+    folder.root.write(experiment.COURSE, json.dumps({"kind": "minimal", "of": prepared.of.name}))
+    experiment.run(prepared.setup, Options(aside=True, resume=folder.root.exists("task.json")), prepared.plan)
+    stand = prepared.plan.stand(folder.records())
+    folder.root.write(FILE, to_text({**asdict(stand), "is_over": stand.is_over, "margin": prepared.plan.margin}))
+    return stand
+
+
+def export_minimal(prepared: Prepared, stand: Ablation, wish: Wish) -> str:
+    """What is left, as something to apply; raises what ``export`` does."""
+    found = _measured(prepared.setup.folder, stand.parameters)
+    if found is None:
+        return export(prepared.of, wish)
+    about = provenance(prepared.results, found)
+    left_out = [name for name in prepared.plan.winner if name not in stand.parameters]
+    about |= {
+        f"{PREFIX}experiment": prepared.of.name,
+        f"{PREFIX}ablation": prepared.setup.folder.name,
+        f"{PREFIX}left-out": ", ".join(left_out) or "nothing",
+        f"{PREFIX}verdict": _verdict(prepared, left_out, stand),
+    }
+    return written(prepared.setup.folder, prepared.setup.task, found, about, wish)
+
+
+def _measured(folder: ExperimentFolder, parameters: Parameters) -> TrialRecord | None:
+    config = config_hash(parameters)
+    return next((r for r in folder.records() if r.trial.config == config and r.outcome == "completed"), None)
+
+
+def _verdict(prepared: Prepared, left_out: list[str], stand: Ablation) -> str:
+    winner = prepared.results.recommended
+    assert winner is not None
+    said = provenance(prepared.results, winner)[f"{PREFIX}verdict"]
+    if not left_out:
+        return said
+    last = next(step for step in reversed(stand.steps) if step.answer == "dropped")
+    return f"{said} with {', '.join(left_out)} as well, which is worth no more than {-(last.low or 0.0):.1%}"

@@ -1,0 +1,184 @@
+"""Leaving out flags and verifying, from the command line; the measurements are made up, no Ray runs here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from raytune_autotuner import experiment, minimal
+from raytune_autotuner.cli import BAD_INPUT, INTERRUPTED, NOTHING_FEASIBLE, OK, main
+from raytune_autotuner.experiment import Options
+from raytune_autotuner.gate import Course
+from raytune_autotuner.planning.checks import load_checked
+from raytune_autotuner.records import Parameters
+from raytune_autotuner.results import load_results
+from raytune_autotuner.search import Limits, ListSource, Proposer, Wanted
+from raytune_autotuner.setup import Setup
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from tests.test_end_to_end import write_task
+from tests.test_minimal import plainly
+from tests.test_results import record
+from tests.test_search import Driver, Fence
+
+WINNER: Parameters = {"pace": 0.002, "threads": 4}
+
+
+class MadeUp:
+    """Measures what a course wants in no time; ``seconds`` says how long a request takes."""
+
+    def __init__(self) -> None:
+        self.seconds: Callable[[Parameters], float] = lambda parameters: 1.0
+        self.budget = 1000
+        self.setups: list[tuple[Setup, Options]] = []
+
+    def run(self, setup: Setup, options: Options, course: Course) -> None:
+        self.setups.append((setup, options))
+        setup.folder.root.write("task.json", setup.task.model_dump_json())
+        made = setup.folder.records()
+        while (wanted := tuple(course.wanted(made, ()))) and len(made) < self.budget:
+            for each in wanted[: self.budget - len(made)]:
+                n = len(made)
+                latency_s = self.seconds(each.parameters) * (1 + 0.002 * (n % 3))
+                found = record(n, each.parameters, latency_s, purpose="confirm", rungs=1, repeat=n)
+                argv = setup.trial(found.trial, n, each.parameters).job.deployment.argv
+                made.append(replace(found, command=argv, started_at=f"2026-01-01T00:{n % 60:02}:00+00:00"))
+                setup.folder.save_record(made[-1])
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MadeUp:
+    """And a finished experiment, with a winner of two flags."""
+    made_up = MadeUp()
+    monkeypatch.setattr(experiment, "run", made_up.run)
+    monkeypatch.setattr(minimal, "measured", plainly)
+    monkeypatch.chdir(tmp_path)
+    file = write_task(tmp_path, optimization__objective="minimize_latency", optimization__scheduler="none")
+    task, _ = load_checked(file)
+    folder = ExperimentFolder(Storage("store"), "exp")
+    folder.root.write("task.json", task.model_dump_json())
+    command = ("{python}", "-m", "server", "--port", "{port}", "--pace", "0.002")
+    confirming = [({}, 2.0), (WINNER, 1.0), (WINNER, 1.02), ({}, 2.02)]
+    folder.save_record(record(0, {}, 2.0, purpose="baseline"))
+    folder.save_record(replace(record(1, WINNER, 1.0), command=command))
+    for n, (parameters, latency_s) in enumerate(confirming, 2):
+        folder.save_record(record(n, parameters, latency_s, purpose="confirm", rungs=1, repeat=n))
+    return made_up
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, [*arguments, "--storage", "store"], catch_exceptions=False)
+
+
+class TestVerify:
+    """The file against the baseline."""
+
+    def test_a_gain_that_holds_is_a_win(self, made_up: MadeUp) -> None:
+        """What is deployed is the file's own command line, under a name that stands for the file."""
+        made_up.seconds = lambda parameters: 1.0 if parameters else 2.0
+        assert invoke("export", "exp", "-o", "winner.sh").exit_code == OK
+        result = invoke("verify", "winner.sh", "--name", "again")
+        assert result.exit_code == OK
+        assert "WIN: +" in result.stdout
+        setup, options = made_up.setups[0]
+        assert options.aside
+        contender = next(r for r in setup.folder.records() if r.parameters)
+        assert contender.parameters["file"] == "winner.sh"
+        assert contender.command == ("{python}", "-m", "server", "--port", "{port}", "--pace", "0.002")
+        assert next(r for r in setup.folder.records() if not r.parameters).command != contender.command
+
+    def test_its_folder_reads_like_any_other(self, made_up: MadeUp) -> None:
+        """Baseline, winner and verdict, though nothing was searched; and there is nothing to resume."""
+        made_up.seconds = lambda parameters: 1.0 if parameters else 2.0
+        assert invoke("verify", "exp", "--name", "again").exit_code == OK
+        setup = made_up.setups[0][0]
+        results = load_results(setup.folder, setup.task)
+        assert results.verdict is not None
+        assert results.verdict.kind == "WIN"
+        assert invoke("resume", "again").exit_code == BAD_INPUT
+        assert invoke("extend", "again", "--trials", "1").exit_code == BAD_INPUT
+
+    def test_a_gain_that_is_gone_is_a_tie_or_worse(self, made_up: MadeUp) -> None:
+        """Equal is a tie, which is no failure; worse is."""
+        assert invoke("verify", "exp", "--name", "equal").exit_code == OK
+        made_up.seconds = lambda parameters: 3.0 if parameters else 2.0
+        assert invoke("verify", "exp", "--name", "worse").exit_code == NOTHING_FEASIBLE
+
+    def test_an_end_before_the_answer_is_an_interruption(self, made_up: MadeUp) -> None:
+        """One run of one side says nothing."""
+        made_up.budget = 1
+        assert invoke("verify", "exp", "--name", "cut").exit_code == INTERRUPTED
+
+
+class TestMinimal:
+    """Which flags can go."""
+
+    def test_a_flag_without_effect_is_left_out(self, made_up: MadeUp) -> None:
+        """And the export says so; what was measured lies beside the experiment."""
+        made_up.seconds = lambda parameters: 1.0 if "pace" in parameters else 1.3
+        result = invoke("export", "exp", "--minimal", "-o", "winner.sh")
+        assert result.exit_code == OK, result.stderr
+        assert "dropped: threads" in result.stderr
+        assert "kept: pace" in result.stderr
+        text = Path("winner.sh").read_text()
+        assert "raytune-autotuner/left-out: threads" in text
+        assert "--tpot-s 0.002" in text
+        assert "--threads" not in text
+        found = json.loads(Path("store/exp-minimal/minimal.json").read_text())
+        assert (found["parameters"], found["is_over"]) == ({"pace": 0.002}, True)
+
+    def test_it_goes_on_after_an_interruption(self, made_up: MadeUp) -> None:
+        """With what was measured; nothing is exported before the answer."""
+        made_up.seconds = lambda parameters: 1.0 if "pace" in parameters else 1.3
+        made_up.budget = 3
+        assert invoke("export", "exp", "--minimal", "-o", "winner.sh").exit_code == INTERRUPTED
+        assert not Path("winner.sh").exists()
+        made_up.budget = 1000
+        assert invoke("export", "exp", "--minimal", "-o", "winner.sh").exit_code == OK
+        assert [options.resume for _, options in made_up.setups] == [False, True]
+
+    def test_where_every_flag_counts_the_winner_stays(self, made_up: MadeUp) -> None:
+        """Then it is exported as it is."""
+        made_up.seconds = lambda parameters: 1.0 + 0.3 * (len(WINNER) - len(parameters))
+        result = invoke("export", "exp", "--minimal")
+        assert result.exit_code == OK
+        assert "left-out: nothing" in result.stdout
+
+    def test_there_must_be_something_to_leave_out(self, made_up: MadeUp) -> None:
+        """A baseline has no changes; and a trial of choice is no winner."""
+        assert invoke("export", "exp", "--minimal", "--trial", "1").exit_code == BAD_INPUT
+        folder = ExperimentFolder(Storage("store"), "none")
+        folder.root.write("task.json", ExperimentFolder(Storage("store"), "exp").root.read("task.json") or "")
+        folder.save_record(record(0, {}, 2.0, purpose="baseline"))
+        assert invoke("export", "none", "--minimal").exit_code == BAD_INPUT
+        assert not made_up.setups
+
+
+def test_a_course_takes_the_place_of_the_search() -> None:
+    """Only what it wants is run, each time as a confirming run of its own; no baseline, no search."""
+    batches = [[Wanted({"a": 1}), Wanted({}, "n2")], [Wanted({"a": 1})]]
+    source, gate = ListSource([{"a": 9}]), Fence()
+    proposer = Proposer(
+        source,
+        fallback=None,
+        limits=Limits(5),
+        gate=gate,
+        course=lambda: batches.pop(0) if batches else (),
+        clock=lambda: 100.0,
+    )
+    driver, seen = Driver(proposer, gate), []
+    for batch in (2, 1):
+        asked = [driver.ask() for _ in range(batch)]
+        seen += [proposal for _, proposal in asked]
+        for name, _ in asked:
+            driver.end(name, [1.0])
+    assert [(p.trial.purpose, dict(p.parameters), p.trial.repeat) for p in seen] == [
+        ("confirm", {"a": 1}, 1),
+        ("confirm", {}, 1),
+        ("confirm", {"a": 1}, 2),
+    ]
+    assert driver.finished()

@@ -11,7 +11,7 @@ import copy
 import json
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -234,15 +234,15 @@ def _merged(runner: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, An
 
 def _script(folder: ExperimentFolder, task: Task, record: TrialRecord, about: Mapping[str, str], port: int) -> str:
     """A command as a shell script; HOST, PORT and PYTHON in the environment change it."""
-    argv, env = record.command or record.argv, dict(task.runtime.env)
+    argv, env, quoted = record.command or record.argv, dict(task.runtime.env), shlex.quote
     if task.backend == "ome":
         runner = _service(folder, record)["spec"]["engine"]["runner"]
-        argv, env = (*runner["command"], *runner["args"]), _plain_env(runner)
+        argv, env, quoted = (*runner["command"], *runner["args"]), _plain_env(runner), _expanded
     elif not record.command:
         argv = _reopened(argv, folder, record)
     head = [f"# {name}: {_one_line(text)}" for name, text in about.items()]
-    exports = [f"export {name}={_reference(name) if SECRET.search(name) else _quoted(env[name])}" for name in env]
-    lines = ["#!/bin/sh", *head, *exports, f"exec {' '.join(_words(argv, port))}"]
+    exports = [f"export {name}={_reference(name) if SECRET.search(name) else quoted(env[name])}" for name in env]
+    lines = ["#!/bin/sh", *head, *exports, f"exec {' '.join(_words(argv, port, quoted))}"]
     return "\n".join(lines) + "\n"
 
 
@@ -258,7 +258,7 @@ def _reopened(argv: Sequence[str], folder: ExperimentFolder, record: TrialRecord
     return tuple("{port}" if word == port else word for word in argv)
 
 
-def _words(argv: Sequence[str], port: int) -> Iterator[str]:
+def _words(argv: Sequence[str], port: int, quoted: Callable[[str], str]) -> Iterator[str]:
     secret = ""
     for word in argv:
         if secret:
@@ -268,7 +268,7 @@ def _words(argv: Sequence[str], port: int) -> Iterator[str]:
         elif SECRET.search(_plain(word.partition("=")[0])) and "=" in word:
             yield f"{word.partition('=')[0]}={_reference(_plain(word.partition('=')[0]))}"
         else:
-            yield _quoted(word)
+            yield quoted(word)
         secret = _plain(word) if SECRET.search(_plain(word)) and "=" not in word else ""
 
 
@@ -281,7 +281,7 @@ def _reference(name: str) -> str:
     return f'"${{{name.upper()}:?}}"'
 
 
-def _quoted(text: str) -> str:
+def _expanded(text: str) -> str:
     """For a shell, with what a pod would expand expanded by it."""
     if not EXPANSION.search(text):
         return shlex.quote(text)

@@ -234,7 +234,8 @@ def _merged(runner: Mapping[str, Any], tuned: Mapping[str, Any]) -> dict[str, An
 
 def _script(folder: ExperimentFolder, task: Task, record: TrialRecord, about: Mapping[str, str], port: int) -> str:
     """A command as a shell script; HOST, PORT and PYTHON in the environment change it."""
-    argv, env, quoted = record.command or record.argv, dict(task.runtime.env), shlex.quote
+    argv, env = record.command or record.argv, dict(task.runtime.env)
+    quoted: Callable[[str], str] = shlex.quote
     if task.backend == "ome":
         runner = _service(folder, record)["spec"]["engine"]["runner"]
         argv, env, quoted = (*runner["command"], *runner["args"]), _plain_env(runner), _expanded

@@ -265,7 +265,7 @@ def _marginals(j: int, forests: Sequence[Forest], x: Array, searched: Sequence[T
 
 
 def _with(x: Array, column: int, codes: Array | float) -> Array:
-    changed = x.copy()
+    changed: Array = x.copy()
     changed[:, column] = codes
     return changed
 

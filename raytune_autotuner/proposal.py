@@ -96,6 +96,7 @@ def report(
         "raw_loss": score.loss if score else None,
         "violation": score.violation if score else None,
         "value": score.value if score else None,
+        "values": dict(score.values) if score else None,
         "slo": score.slo if score else None,
         "rungs_done": rungs_done,
         "node": node,

@@ -59,6 +59,8 @@ class RaySource:
         """``make`` builds the searcher with points that it is to propose first: the only way to tell all of them."""
         self._space = space
         self._names: dict[str, str] = {}
+        self._configs: dict[str, str] = {}
+        """By key, until it was told."""
         known = _points(space, (*(parameters for parameters, _ in lessons.told), *lessons.open))
         self._searcher = make([*known, *_points(space, within(space, lessons.first))])
         self._learn(len(known), {config_hash(parameters): loss for parameters, loss in lessons.told})
@@ -67,6 +69,7 @@ class RaySource:
         for n in range(points):
             name = f"known-{n}"
             config = config_hash(self._space.configuration(self._searcher.suggest(name)))  # type: ignore[arg-type]
+            self._configs[name] = config
             if config in losses:
                 self.tell(name, losses[config])
             else:
@@ -80,31 +83,35 @@ class RaySource:
                 return None
             parameters = self._space.configuration(point)
             if self._space.problem(parameters) is None:
-                self._names[key] = name
+                self._names[key], self._configs[key] = name, config_hash(parameters)
                 return parameters
             self.tell(name, WORST)
         return None
 
     def tell(self, key: str, loss: float | None) -> None:
-        name = self._names.pop(key, key)
+        name, config = self._names.pop(key, key), self._configs.pop(key, key)
         if loss is None:
             self._searcher.on_trial_complete(name, error=True)
         else:
-            self._searcher.on_trial_complete(name, result={"loss": loss, "training_iteration": 1})
+            self._searcher.on_trial_complete(name, result={**self._told(config, loss), "training_iteration": 1})
+
+    def _told(self, config: str, loss: float) -> dict[str, float]:
+        """What the searcher hears of a configuration that ended, by the names of its metrics."""
+        return {"loss": loss}
 
 
 def _points(space: Space, configurations: Iterable[Parameters]) -> list[dict[str, Any]]:
     return [dict(point) for parameters in configurations if (point := space.point(parameters)) is not None]
 
 
-def _domains(space: Space) -> dict[str, Any]:
+def domains(space: Space) -> dict[str, Any]:
     return {
         d.name: tune.choice(list(range(d.size))) if d.kind == "choice" else tune.uniform(0.0, 1.0)
         for d in space.dimensions
     }
 
 
-def _startup_trials(optimization: Optimization) -> int:
+def startup_trials(optimization: Optimization) -> int:
     """Random points before a model is trusted: a third of the budget, 4 to 20."""
     return max(4, min(20, optimization.max_iterations // 3))
 
@@ -137,12 +144,12 @@ def _bayesian(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
 
     def make(points: list[dict[str, Any]]) -> Searcher:
         return HyperOptSearch(
-            space=HyperOptSearch.convert_search_space(_domains(space)),
+            space=HyperOptSearch.convert_search_space(domains(space)),
             metric="loss",
             mode="min",
             points_to_evaluate=points or None,
-            n_initial_points=_startup_trials(task.optimization),
-            random_state_seed=_seed(task, points),
+            n_initial_points=startup_trials(task.optimization),
+            random_state_seed=seed_of(task, points),
         )
 
     return RaySource(make, space, lessons)
@@ -156,23 +163,25 @@ def _optuna(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
         raise EnvironmentFault(
             "strategy optuna needs the optuna package: pip install 'raytune-autotuner[optuna]'"
         ) from error
+    from raytune_autotuner.search import many
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if task.optimization.objectives:
+        return many.ManySource(task, space, lessons)
 
     def make(points: list[dict[str, Any]]) -> Searcher:
         return OptunaSearch(
-            space=OptunaSearch.convert_search_space(_domains(space)),
+            space=OptunaSearch.convert_search_space(domains(space)),
             metric="loss",
             mode="min",
             points_to_evaluate=points or None,
-            sampler=optuna.samplers.TPESampler(
-                seed=_seed(task, points), n_startup_trials=_startup_trials(task.optimization)
-            ),
+            sampler=many.sampler(task, points),
         )
 
     return RaySource(make, space, lessons)
 
 
-def _seed(task: Task, known: Sequence[object]) -> int:
+def seed_of(task: Task, known: Sequence[object]) -> int:
     """The task's; another one for a search that goes on, which would draw the same points again."""
     return (task.optimization.seed + len(known)) % 2**32
 

@@ -87,6 +87,9 @@ class Optimization(Model):
         description="how configurations are proposed; adaptive has a model of speed, SLO and failures, bayesian is "
         "HyperOpt's TPE, optuna needs its extra",
     )
+    sampler: Literal["tpe", "nsga2", "gp"] = Field(
+        "tpe", description="strategy optuna: Optuna's sampler, also for several objectives; gp needs PyTorch"
+    )
     objective: str = Field("maximize_throughput", description="one of the objectives' names, or weighted")
     objectives: tuple[str, ...] = Field(
         (), max_length=4, description="several in place of one: objectives or metrics; the Pareto front is shown"

@@ -81,7 +81,8 @@ class ExperimentGate:
             checks = (self._identical_failures,)
             self._end = next((end for check in checks if (end := check()) is not None), None)
             if self._end is not None:
-                self._setup.folder.save_search_end(self._end)
+                with suppress(StorageFault):  # the search ends all the same
+                    self._setup.folder.save_search_end(self._end)
         return None if self._end is None else self._end.reason
 
     def _identical_failures(self) -> SearchEnd | None:

@@ -294,7 +294,7 @@ class TrialRecord:
 class SearchEnd:
     """Why a search ended before its trials were used up."""
 
-    cause: Literal["identical_failures", "budget"]
+    cause: Literal["identical_failures"]
     reason: str
     kind: FailureClass | None = None
     """Of the failures."""

@@ -77,8 +77,6 @@ def test_a_search_that_only_failed_in_the_end_is_told(
     assert ended.exit_code == wanted
     assert "The search ended early: 5 trials in a row failed alike." in ended.output
     assert "  | the last line" in ended.output
-    fake.end = SearchEnd("budget", "10 GPU-hours are spent")
-    assert invoke("run", "task.yaml").exit_code == (OK if winner else NOTHING_FEASIBLE)
 
 
 def test_auto_resume_goes_on_with_what_is_there(fake: FakeExperiment) -> None:

@@ -33,7 +33,7 @@ H100 = {"gpu_gib": 79.6}
 
 def unfit(launch: Launch, parameters: Parameters, **known: float) -> str | None:
     found = Feasibility(launch, {**LLAMA_70B, **H100, **known}).problem(parameters)
-    assert found is None or found.kind == "no_fit"
+    assert found is None or found.kind == "pruned"
     return None if found is None else found.reason
 
 
@@ -42,8 +42,9 @@ def test_weights_that_are_larger_than_the_memory_are_not_tried() -> None:
     reason = unfit(SGLANG, {"tp_size": 1})
     assert reason is not None
     assert reason == (
-        "the weights are larger than the GPU's memory: 130.4 GiB > 79.6 GiB; `own_weights_gib <= gpu_gib` does not "
-        "hold with cpu_offload_gb=0, gpu_gib=79.6, own_weights_gib=130.4, pp_size=1, tp_size=1, weights_gib=130.4"
+        "cannot start; the weights are larger than the GPU's memory: 130.4 GiB > 79.6 GiB; "
+        "`own_weights_gib <= gpu_gib` does not hold with "
+        "cpu_offload_gb=0, gpu_gib=79.6, own_weights_gib=130.4, pp_size=1, tp_size=1, weights_gib=130.4"
     )
     assert "65.2 GiB > 55.7 GiB" in (unfit(SGLANG, {"tp_size": 2, "mem_frac": 0.7}) or "")
     assert unfit(SGLANG, {"tp_size": 2}) is None

@@ -38,7 +38,7 @@ class Feasibility:
     def problem(self, parameters: Parameters) -> Failure | None:
         """Why a configuration surely cannot start, with the arithmetic."""
         found = self.unfit(parameters)
-        return None if found is None else Failure("no_fit", f"{found.why}: {found.arithmetic}")
+        return None if found is None else Failure("pruned", f"cannot start; {found.why}: {found.arithmetic}")
 
     def unfit(self, parameters: Parameters) -> Unfit | None:
         if (wanted := self._gpus(parameters)) is not None and self.gpus is not None and wanted > self.gpus:

@@ -232,6 +232,15 @@ class RungRecord:
 
 
 @dataclass(frozen=True)
+class Answers:
+    """What a trial answered to the prompts of the quality canary (see ``canary``)."""
+
+    prompts: tuple[str, ...]
+    rounds: tuple[tuple[str, ...], ...]
+    """The answers in the order of the prompts, once for each time that they were asked."""
+
+
+@dataclass(frozen=True)
 class Failure:
     kind: FailureClass
     reason: str

@@ -14,6 +14,7 @@ from raytune_autotuner.backends import Deployment
 from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.benchmarks.genai_cli import GenaiCli
 from raytune_autotuner.benchmarks.genai_server import GenaiServer
+from raytune_autotuner.canary import Exam
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import Engine, build_argv, gpu_count
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
@@ -103,9 +104,26 @@ class Setup:
             notes=self.site.notes(),
             node=node,
             api_key=os.environ.get(self.task.benchmark.api_key_env or ""),
+            exam=self._exam(trial, parameters),
         )
         backend = self.site.backend(trial, self._engine_gpus(parameters), node)
         return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)
+
+    def _exam(self, trial: TrialId, parameters: Parameters) -> Exam | None:
+        """Of the baseline when a lossy parameter is searched, and of every new configuration that sets one."""
+        canary, benchmark = self.task.optimization.canary, self.task.benchmark
+        if canary == "none" or not benchmark.task.endswith("-to-text"):
+            return None
+        baseline = TrialId("baseline", config_hash({}))
+        presets = (name for preset in self.task.presets for name in self.engine.presets[preset].parameters)
+        names = {
+            "baseline": {self.engine.canonical(name) or name for name in (*self.task.parameters, *presets)},
+            "search": {name for name, value in parameters.items() if value is not None and value is not False},
+        }.get(trial.purpose, set())
+        known = (self.engine.parameters.get(name) for name in names)
+        lossy = any(parameter is not None and parameter.lossy for parameter in known)
+        key = os.environ.get(benchmark.api_key_env or "")
+        return Exam(canary, baseline.name, key) if lossy else None
 
     @contextmanager
     def shared_client(self, scratch: Path) -> Iterator[Path | None]:

@@ -41,6 +41,7 @@ from raytune_autotuner import scratch
 from raytune_autotuner.errors import StorageFault, Superseded
 from raytune_autotuner.filesystems import STORE_ERRORS, Opened, makes_whole_files, open_uri, patient, refuse_secrets
 from raytune_autotuner.records import (
+    Answers,
     Endpoint,
     RungRecord,
     SearchEnd,
@@ -348,6 +349,13 @@ class ExperimentFolder:
 
     def save_endpoint(self, trial: TrialId, endpoint: Endpoint) -> None:
         self._save(trial, "endpoint.json", endpoint)
+
+    def save_answers(self, trial: TrialId, answers: Answers) -> None:
+        self._save(trial, "canary.json", answers)
+
+    def answers(self, trial: str) -> Answers | None:
+        """What a trial answered to the quality canary."""
+        return self._load(Answers, f"trials/{trial}/canary.json")
 
     def endpoint(self, trial: str) -> Endpoint | None:
         """Of the trial's last deployment."""

@@ -78,6 +78,17 @@ class Confirm(Model):
         return (2 * self.repeats, 2 * max(self.repeats, self.max_repeats)) if self.repeats else (0, 0)
 
 
+class Canary(Model):
+    """The quality of configurations that set a parameter which may change what the model answers."""
+
+    prompts: tuple[str, ...] = Field((), description="asked beside those that are shipped")
+    max_divergence: float = Field(
+        0.25, ge=0, le=1, description="the share of answers that may differ from the baseline's; more is infeasible"
+    )
+    distance: float = Field(0.5, ge=0, le=1, description="answers differ when more than this share of their words does")
+    max_tokens: int = Field(32, ge=1, le=4096, description="of each answer")
+
+
 Metric = str
 
 
@@ -103,6 +114,9 @@ class Optimization(Model):
         default_factory=dict,
         description="limits by metric, e.g. ttft_p99_s: 1.0; on every single request: ttft_s, tpot_s and e2e_s, which "
         "the share slo_attainment of the requests (0.9) has to keep",
+    )
+    canary: Canary | Literal["none"] = Field(
+        Canary(), description="`none`, or how far answers may be from the baseline's where a parameter is lossy"
     )
     cut_hopeless: bool = Field(
         True, description="end a load of a search trial that has lost the SLO for good, or whose engine falls behind"

@@ -35,6 +35,8 @@ class Behaviour:
     """Completions after this many never end; -1 = none."""
     empty: bool = False
     """Answers carry usage but no content."""
+    dialect: str = ""
+    """Answers that are asked for as a whole repeat the prompt; with a dialect all say the same."""
     tokens: int = 0
     """Tokens of every answer; 0 = as many as are asked for."""
 
@@ -141,6 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
     def chat(self, body: dict[str, Any]) -> None:
         behaviour, start = self.fake.behaviour, time.monotonic()
         count = behaviour.tokens or int(body.get("max_tokens") or 16)
+        if body.get("stream") is False:
+            prompt = str(body["messages"][-1]["content"])
+            words = f"{behaviour.dialect} nothing to say" if behaviour.dialect else f"you asked: {prompt}"
+            return self.answer(200, {"choices": [{"index": 0, "message": {"role": "assistant", "content": words}}]})
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Transfer-Encoding", "chunked")

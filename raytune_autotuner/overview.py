@@ -122,6 +122,13 @@ def read_task(folder: ExperimentFolder) -> Task:
     return parse_task(document.data, document.source)
 
 
+def read_results(folder: ExperimentFolder) -> dict[str, Any]:
+    """What stands in the experiment's results file; empty when there is none."""
+    text = folder.root.read("results.json")
+    said: dict[str, Any] = json.loads(text) if text else {}
+    return said
+
+
 def planned(folder: ExperimentFolder) -> int:
     """How many trials there will be at most."""
     task = read_task(folder)

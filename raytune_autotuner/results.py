@@ -70,7 +70,12 @@ class Results:
 
 def load_results(folder: ExperimentFolder, task: Task) -> Results:
     """Everything known of an experiment so far."""
-    records = tuple(folder.records())
+    return results_of(folder, task, folder.records())
+
+
+def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord]) -> Results:
+    """What follows from the records of the trials that have ended, in the order of proposal."""
+    records = tuple(found)
     baseline = next((r for r in records if r.trial.purpose == "baseline"), None)
     ranking = rank(records, task)
     ordered = ranking.order

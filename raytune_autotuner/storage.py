@@ -128,6 +128,30 @@ class Storage:
         except FileNotFoundError:
             return None
 
+    def read_from(self, path: str, start: int, limit: int) -> bytes:
+        """At most ``limit`` bytes of a file from a place on (a negative ``start`` counts from its end).
+
+        Nothing when there is no such file, or when it is not that long.
+        """
+        filesystem, root = self.opened
+
+        def read() -> bytes:
+            with filesystem.open_input_file(f"{root}/{path}") as stream:
+                size = stream.size()
+                begin = max(0, size + start) if start < 0 else min(start, size)
+                stream.seek(begin)
+                return bytes(stream.read(min(limit, size - begin)))
+
+        try:
+            return self._ask("read", path, read)
+        except FileNotFoundError:
+            return b""
+
+    def size(self, path: str) -> int | None:
+        """Of a file, in bytes; ``None`` when there is no such file."""
+        info = self._info(path)
+        return int(info.size) if info.type == pafs.FileType.File else None
+
     def exists(self, path: str) -> bool:
         """Whether there is a file or a folder of that name."""
         return bool(self._info(path).type != pafs.FileType.NotFound)
@@ -172,6 +196,17 @@ class Storage:
         filesystem, root = self.opened
         selector = pafs.FileSelector(f"{root}/{path}".rstrip("/"), allow_not_found=True)
         return sorted(info.base_name for info in self._ask("list", path, lambda: filesystem.get_file_info(selector)))
+
+    def stamps(self, path: str = "") -> dict[str, int | None]:
+        """The names in a folder, with when each was last written, in nanoseconds; costs one request.
+
+        A folder of a local filesystem is written when a file in it appears, goes or is replaced; an object store has
+        no time for folders.
+        """
+        filesystem, root = self.opened
+        selector = pafs.FileSelector(f"{root}/{path}".rstrip("/"), allow_not_found=True)
+        found = self._ask("list", path, lambda: filesystem.get_file_info(selector))
+        return {info.base_name: info.mtime_ns for info in found}
 
     def delete(self, path: str) -> None:
         """Remove a file; nothing to do when there is none."""

@@ -27,7 +27,7 @@ class Tail:
     def news(self) -> Iterator[str]:
         """What was added, with a headline where it is another file's than what was told before."""
         root = self.folder.root.sub(f"trials/{self.trial}")
-        for name in _logs(root):
+        for name in log_names(root):
             written = root.modified(name)
             if self._written.get(name) == written:
                 continue  # reading it again would cost a transfer
@@ -41,7 +41,7 @@ class Tail:
                 self._last = name
 
 
-def _logs(root: Storage) -> list[str]:
+def log_names(root: Storage) -> list[str]:
     """Of the engine, then of the benchmark client by rung and load."""
     own = root.list()
     rungs = [name for name in own if name.startswith(("warmup-", "rung-"))]

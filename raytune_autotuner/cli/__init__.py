@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from raytune_autotuner import __version__
-from raytune_autotuner.cli import cluster, follow, report, runs, tasks, winner
+from raytune_autotuner.cli import cluster, follow, report, runs, serve, tasks, winner
 from raytune_autotuner.cli.options import BAD_INPUT, ENVIRONMENT, INTERRUPTED, NOTHING_FEASIBLE, OK
 
 __all__ = ["BAD_INPUT", "ENVIRONMENT", "INTERRUPTED", "NOTHING_FEASIBLE", "OK", "main"]
@@ -22,6 +22,6 @@ for _command in (
     *(cluster.submit, follow.list_experiments, follow.status, follow.logs, follow.stop),
     *(report.report,),
     *(winner.export, winner.verify, winner.importance),
-    *(tasks.init, tasks.validate, tasks.schema, tasks.doctor, tasks.gc),
+    *(tasks.init, tasks.validate, tasks.schema, tasks.doctor, tasks.gc, serve.serve),
 ):
     main.add_command(_command)

@@ -1,0 +1,93 @@
+"""What the buttons of an experiment do, and what can be taken away from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+from fastapi import APIRouter, Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from raytune_autotuner.errors import SpecError
+from raytune_autotuner.plots import figures
+from raytune_autotuner.web import export
+from raytune_autotuner.web.downloads import archive
+from raytune_autotuner.web.figures import plots_answer
+from raytune_autotuner.web.library import Unknown
+from raytune_autotuner.web.pages import Here
+from raytune_autotuner.web.reader import Snapshot
+from raytune_autotuner.web.site import Site
+
+router = APIRouter(include_in_schema=False)
+DOWNLOAD = "attachment; filename={}"
+
+
+def stop_experiment(site: Site, name: str) -> Snapshot:
+    """Ask an experiment to end in order.
+
+    Raises:
+        SpecError: it does not run.
+    """
+    seen = site.library.look(name)
+    if not seen.is_running:
+        raise SpecError.single("name", f"{name} is not running", "stop")
+    site.library.folder(name).request_stop()
+    return site.library.look(name)
+
+
+def resume_experiment(site: Site, name: str) -> None:
+    """Go on with an experiment.
+
+    Raises:
+        SpecError: it runs, or is done.
+    """
+    seen = site.library.look(name)
+    if seen.is_running or seen.state == "done":
+        raise SpecError.single("name", f"{name} is {seen.state}: there is nothing to resume", "resume")
+    site.launcher.resume(name)
+
+
+@router.post("/experiments/{name}/stop")
+def stop(site: Here, name: str) -> Response:
+    stop_experiment(site, name)
+    return RedirectResponse(f"/experiments/{name}", 303)
+
+
+@router.post("/experiments/{name}/resume")
+def resume(site: Here, name: str) -> Response:
+    resume_experiment(site, name)
+    return RedirectResponse(f"/experiments/{name}", 303)
+
+
+@router.post("/launches/{name}/dismiss")
+def dismiss(site: Here, name: str) -> Response:
+    site.library.checked(name)
+    site.launcher.dismiss(name)
+    return RedirectResponse("/experiments", 303)
+
+
+@router.get("/experiments/{name}/plots")
+def plots(site: Here, name: str, theme: Literal["light", "dark"] = "light") -> Response:
+    """The figures for plotly.js, by name."""
+    seen = site.library.look(name)
+    return plots_answer(figures(seen.results, tuple(t.state for t in seen.trials.values() if t.state)), theme)
+
+
+@router.get("/experiments/{name}/manifest")
+def manifest(site: Here, name: str) -> Response:
+    seen = site.library.look(name)
+    if seen.results.recommended is None:
+        raise Unknown(f"{name} has no configuration to recommend yet")
+    headers = {"Content-Disposition": DOWNLOAD.format(f"{name}.yaml")}
+    return Response(export.recommended(site.library.folder(name), seen), headers=headers, media_type="application/yaml")
+
+
+@router.get("/experiments/{name}/download")
+def download(site: Here, name: str, request: Request) -> Response:
+    folder = site.library.folder(name)
+
+    def pieces() -> Iterator[bytes]:
+        yield from archive(folder)
+
+    headers = {"Content-Disposition": DOWNLOAD.format(f"{name}.zip")}
+    return StreamingResponse(pieces(), headers=headers, media_type="application/zip")

@@ -1,0 +1,352 @@
+"""The form of a task, made from the task file's JSON Schema and the engine's file; and back to a task's data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Literal
+
+import yaml
+
+from raytune_autotuner.engines import Engine, engine_names, load_engine
+from raytune_autotuner.errors import SpecError
+from raytune_autotuner.objectives import OBJECTIVES
+from raytune_autotuner.task import taskfile
+from raytune_autotuner.task.spec import json_schema
+from raytune_autotuner.web import parameter_text
+from raytune_autotuner.web.problems import Fault
+
+Kind = Literal["text", "integer", "number", "switch", "choice", "lines", "numbers", "yaml"]
+NUMBER_BREAK = re.compile(r"[,;\s]+")
+OWN = ("parameters", "presets")
+"""Fields that have a part of the form for themselves."""
+MAIN: Mapping[str, tuple[str, ...]] = {
+    "What is served": (
+        *("task_name", "description", "backend", "engine", "model.name", "base_runtime"),
+        *("model.path", "runtime.args", "model.chat_template"),
+    ),
+    "What is wanted": (
+        *("optimization.objective", "optimization.slo", "optimization.strategy", "optimization.max_iterations"),
+        *("optimization.timeout_per_iteration", "optimization.scheduler", "optimization.price_per_gpu_hour"),
+    ),
+    "Traffic": (
+        *("benchmark.task", "benchmark.traffic_scenarios", "benchmark.num_concurrency"),
+        *("benchmark.max_requests_per_iteration", "benchmark.max_time_per_iteration", "benchmark.model_tokenizer"),
+    ),
+}
+"""What most tasks say; everything else is a step further away."""
+SUGGESTED: Mapping[str, tuple[str, ...]] = {
+    "engine": tuple(engine_names()),
+    "optimization.objective": tuple(OBJECTIVES),
+}
+LABELS = {
+    "task_name": "Name",
+    "base_runtime": "Runtime in use today",
+    "runtime.args": "Flags in use today",
+    "model.name": "Model",
+    "model.path": "Model file or folder",
+    "optimization.slo": "Limits (SLO)",
+    "optimization.max_iterations": "Trials of the search",
+    "optimization.timeout_per_iteration": "Seconds for one trial",
+    "optimization.price_per_gpu_hour": "Price per GPU-hour",
+    "benchmark.task": "Kind of requests",
+    "benchmark.num_concurrency": "Requests in flight",
+    "benchmark.max_requests_per_iteration": "Requests per load",
+    "benchmark.max_time_per_iteration": "Minutes per load",
+    "benchmark.model_tokenizer": "Tokenizer",
+}
+
+
+@dataclass(frozen=True)
+class Field:
+    """One field of the form."""
+
+    place: str
+    label: str
+    help: str
+    kind: Kind
+    choices: tuple[str, ...] = ()
+    """All there are (kind ``choice``), else those to pick from."""
+    default: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    required: bool = False
+    value: str = ""
+    fault: str = ""
+
+    @property
+    def identity(self) -> str:
+        """For HTML."""
+        return "f-" + re.sub(r"\W", "-", self.place)
+
+
+@dataclass(frozen=True)
+class ParameterRow:
+    name: str
+    help: str
+    searched: bool
+    text: str
+    suggestion: str
+    fault: str = ""
+    lossy: bool = False
+
+
+@dataclass(frozen=True)
+class Form:
+    main: Mapping[str, Sequence[Field]]
+    more: Mapping[str, Sequence[Field]]
+    groups: Mapping[str, Sequence[ParameterRow]]
+    """Parameters by preset, and the others."""
+    presets: Sequence[tuple[str, str, bool]]
+    """Name, description, whether it is chosen."""
+    faults: Sequence[Fault]
+    """Those that belong to no field."""
+
+
+@cache
+def fields() -> tuple[Field, ...]:
+    """Every field of a task file, in its order."""
+    schema = json_schema()
+    return tuple(_fields(schema, schema.get("$defs", {}), ""))
+
+
+def _fields(schema: Mapping[str, Any], defs: Mapping[str, Any], above: str) -> Iterator[Field]:
+    for name, given in schema["properties"].items():
+        place = f"{above}{name}"
+        if place in OWN:
+            continue
+        inner = _resolved(given, defs)
+        if "properties" in inner and inner.get("type") == "object" and not above.count("."):
+            yield from _fields(inner, defs, f"{place}.")
+        else:
+            yield _field(place, given, inner, name in schema.get("required", ()))
+
+
+def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Past references and past "or null"."""
+    if "$ref" in schema:
+        return defs[str(schema["$ref"]).rpartition("/")[2]]  # type: ignore[no-any-return]
+    kinds = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+    return _resolved(kinds[0], defs) if len(kinds) == 1 else schema
+
+
+def _field(place: str, given: Mapping[str, Any], inner: Mapping[str, Any], required: bool) -> Field:
+    kind = _kind(inner)
+    words = place.rpartition(".")[2].replace("_", " ")
+    default = given.get("default")
+    return Field(
+        place=place,
+        label=LABELS.get(place, words[0].upper() + words[1:]),
+        help=given.get("description", inner.get("description", "")),
+        kind=kind,
+        choices=tuple(map(str, inner["enum"])) if kind == "choice" else SUGGESTED.get(place, ()),
+        default=_shown(default, kind) if default not in (None, "", [], {}) else "",
+        minimum=inner.get("minimum", inner.get("exclusiveMinimum")),
+        maximum=inner.get("maximum", inner.get("exclusiveMaximum")),
+        required=required,
+    )
+
+
+def _kind(schema: Mapping[str, Any]) -> Kind:
+    if "enum" in schema:
+        return "choice"
+    items = schema.get("items", {})
+    if schema.get("type") == "array" and items.get("type") in ("string", "integer", "number"):
+        return "lines" if items["type"] == "string" else "numbers"
+    kinds: Mapping[str, Kind] = {"string": "text", "integer": "integer", "number": "number", "boolean": "switch"}
+    return kinds.get(str(schema.get("type")), "yaml")
+
+
+def _shown(value: Any, kind: Kind) -> str:
+    """A value of a task as the text of its field."""
+    if value is None:
+        return ""
+    if kind == "lines" and isinstance(value, list | tuple):
+        return "\n".join(map(str, value))
+    if kind == "numbers" and isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    if isinstance(value, dict):
+        flat = all(not isinstance(each, dict | list) for each in value.values())
+        return _yaml(value) if flat else json.dumps(value)
+    if isinstance(value, list | tuple | bool):
+        return json.dumps(value)
+    return str(value)
+
+
+def _yaml(data: Any) -> str:
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)).strip()
+
+
+def make(data: Any, faults: Iterable[Fault]) -> Form:
+    """The form that shows a task's data, valid or not."""
+    data = data if isinstance(data, dict) else {}
+    beside, others = _assigned(list(faults), data)
+    filled = [_filled(field, data, beside) for field in fields()]
+    by_place = {field.place: field for field in filled}
+    main = {title: [by_place.pop(place) for place in places] for title, places in MAIN.items()}
+    more: dict[str, list[Field]] = {}
+    for place, field in by_place.items():
+        more.setdefault(place.partition(".")[0] if "." in place else "others", []).append(field)
+    engine = _engine(data)
+    chosen = data.get("presets") if isinstance(data.get("presets"), list) else []
+    presets = [(n, p.description, n in (chosen or [])) for n, p in engine.presets.items()] if engine else []
+    return Form(main, more, _groups(engine, data, beside), presets, others)
+
+
+def _filled(field: Field, data: Mapping[str, Any], beside: Mapping[str, str]) -> Field:
+    value = taskfile.at(data, tuple(field.place.split(".")))
+    return replace(field, value=_shown(value, field.kind), fault=beside.get(field.place, ""))
+
+
+def _assigned(faults: list[Fault], data: Mapping[str, Any]) -> tuple[dict[str, str], list[Fault]]:
+    """Messages by the place of the field that shows them, and those that no field shows."""
+    places = [field.place for field in fields()]
+    searched = data.get("parameters")
+    places += [f"parameters.{name}" for name in searched] if isinstance(searched, dict) else []
+    beside: dict[str, str] = {}
+    others: list[Fault] = []
+    for fault in faults:
+        place = _nearest(fault.place, places)
+        if place is None:
+            others.append(fault)
+        else:
+            inner = fault.place[len(place) :].lstrip(".")
+            said = f"{inner}: {fault.message}" if inner else fault.message
+            beside[place] = f"{beside[place]}; {said}" if place in beside else said
+    return beside, others
+
+
+def _nearest(place: str, places: Sequence[str]) -> str | None:
+    above = [each for each in places if place == each or place.startswith((f"{each}.", f"{each}["))]
+    if above:
+        return max(above, key=len)
+    return next((each for each in places if place and each.startswith(f"{place}.")), None)
+
+
+def _engine(data: Mapping[str, Any]) -> Engine | None:
+    name = data.get("engine") or ("sglang" if data.get("backend", "ome") == "ome" else None)
+    if not isinstance(name, str) or name not in engine_names():  # a file of the user's is not opened from here
+        return None
+    return load_engine(name)
+
+
+def _groups(engine: Engine | None, data: Mapping[str, Any], beside: Mapping[str, str]) -> dict[str, list[ParameterRow]]:
+    found = data.get("parameters")
+    searched: Mapping[str, Any] = found if isinstance(found, dict) else {}
+    names = {(engine.canonical(name) or name) if engine else name: name for name in searched}
+    groups: dict[str, list[ParameterRow]] = {}
+    if engine is not None:
+        of = {name: title for title, preset in reversed(engine.presets.items()) for name in preset.parameters}
+        order = [*engine.presets, "more parameters"]
+        for title in order:
+            rows = [n for n in engine.parameters if of.get(n, "more parameters") == title]
+            groups[title] = [_known_row(engine, n, names.get(n), searched, beside) for n in rows]
+    own = [name for name in searched if not engine or engine.canonical(name) is None]
+    groups["of your own"] = [
+        ParameterRow(name, "", True, _text(searched[name]), "", beside.get(f"parameters.{name}", "")) for name in own
+    ]
+    return groups
+
+
+def _known_row(
+    engine: Engine, name: str, spelt: str | None, searched: Mapping[str, Any], beside: Mapping[str, str]
+) -> ParameterRow:
+    known, suggestion = engine.parameters[name], parameter_text.suggested(engine, name)
+    text = _text(searched[spelt]) if spelt else suggestion
+    fault = beside.get(f"parameters.{spelt}", "") if spelt else ""
+    return ParameterRow(spelt or name, known.help, spelt is not None, text, suggestion, fault, known.lossy)
+
+
+def _text(parameter: Any) -> str:
+    if isinstance(parameter, dict):
+        return parameter_text.write(parameter) or json.dumps(parameter)
+    return json.dumps(parameter)
+
+
+def read(given: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[Fault]]:
+    """The data of a task that a form says, and what of it cannot be read."""
+    data: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for field in _in_order():
+        text = next(iter(given.get(field.place, ())), "").replace("\r\n", "\n").strip()
+        if not text:
+            continue
+        try:
+            _put(data, field.place.split("."), _value(text, field.kind))
+        except SpecError as error:
+            faults.append(Fault(place=field.place, message=error.problems[0].message))
+    parameters, wrong = _read_parameters(given)
+    if parameters:
+        data["parameters"] = parameters
+    if presets := list(given.get("presets", ())):
+        data["presets"] = presets
+    return _arranged(data), [*faults, *wrong]
+
+
+def _in_order() -> Iterator[Field]:
+    yield from fields()
+
+
+def _put(data: dict[str, Any], steps: Sequence[str], value: Any) -> None:
+    for step in steps[:-1]:
+        data = data.setdefault(step, {})
+    data[steps[-1]] = value
+
+
+def _value(text: str, kind: Kind) -> Any:
+    if kind in ("text", "choice"):
+        return text
+    if kind == "lines":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    if kind == "numbers":
+        return taskfile.parse(f"[{', '.join(NUMBER_BREAK.split(text.strip(',; ')))}]", "field").data
+    return taskfile.parse(text, "field").data
+
+
+def _read_parameters(given: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[Fault]]:
+    parameters: dict[str, Any] = {}
+    faults: list[Fault] = []
+    for name in dict.fromkeys((*given.get("searched", ()), *filter(None, given.get("another", ())))):
+        text = next(iter(given.get(f"parameter:{name}", given.get("another_values", ()))), "")
+        try:
+            data = json.loads(text) if text.lstrip().startswith("{") else parameter_text.read(text)
+            parameters[name.strip()] = data
+        except (SpecError, ValueError) as error:
+            said = error.problems[0].message if isinstance(error, SpecError) else "this is not JSON"
+            parameters[name.strip()] = {}
+            faults.append(Fault(place=f"parameters.{name.strip()}", message=said))
+    return parameters, faults
+
+
+ORDER = ("task_name", "description", "backend", "engine", "model", "base_runtime", "runtime", "ome", "parameters")
+"""How people write a task; what is not here comes after."""
+
+
+def _arranged(data: dict[str, Any]) -> dict[str, Any]:
+    return {name: data[name] for name in (*(n for n in ORDER if n in data), *(n for n in data if n not in ORDER))}
+
+
+def to_text(data: Mapping[str, Any]) -> str:
+    """A task's data as YAML, short lists and mappings on a line."""
+    return str(yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
+
+
+class _Dumper(yaml.SafeDumper):
+    """Leaves of the tree on one line each."""
+
+
+def _short(dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
+    node = yaml.SafeDumper.represent_dict(dumper, value) if isinstance(value, dict) else dumper.represent_list(value)
+    parts = value.values() if isinstance(value, dict) else value
+    flow = len(value) <= FLOW_PARTS and not any(isinstance(part, dict) for part in parts)
+    is_parameter = isinstance(value, dict) and "type" in value
+    node.flow_style = is_parameter or (flow and isinstance(value, list))
+    return node
+
+
+FLOW_PARTS = 16
+_Dumper.add_representer(dict, _short)
+_Dumper.add_representer(list, _short)

@@ -1,0 +1,47 @@
+"""What every page and every call of the API needs; one per server."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from raytune_autotuner.web.cards import Cards
+from raytune_autotuner.web.cluster import Shop
+from raytune_autotuner.web.launching import Launcher
+from raytune_autotuner.web.library import Library
+from raytune_autotuner.web.live import Live
+from raytune_autotuner.web.settings import Settings
+
+
+@dataclass(frozen=True)
+class Site:
+    settings: Settings
+    library: Library
+    cards: Cards
+    live: Live
+    launcher: Launcher
+    shop: Shop
+
+    @classmethod
+    def of(cls, settings: Settings, launcher: Launcher | None = None) -> Site:
+        library = Library(settings.storage)
+        cards = Cards(library)
+        launcher = launcher or Launcher(settings.storage, os.environ)
+
+        def version() -> str:
+            return overall_version(cards, launcher)
+
+        return cls(settings, library, cards, Live(library, version), launcher, Shop(settings.kubeconfig))
+
+
+def overall_version(cards: Cards, launcher: Launcher) -> str:
+    """Another one when the list of experiments would look otherwise."""
+    started = " ".join(f"{each.name}:{each.alive}:{len(each.last_words)}" for each in launcher.launches())
+    return cards.version_of(cards.all(), started)
+
+
+def the_site(request: Request) -> Site:
+    site: Site = request.app.state.site
+    return site

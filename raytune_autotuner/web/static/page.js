@@ -1,0 +1,70 @@
+// The only script of ours: draws the figures that the server made, and says whether updates arrive.
+"use strict";
+
+Idiomorph.defaults.ignoreActiveValue = true; // what somebody types is not replaced
+Idiomorph.defaults.callbacks.beforeNodeMorphed = (node) => !(node.dataset && "keep" in node.dataset);
+Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.tagName === "DETAILS");
+
+const theme = matchMedia("(prefers-color-scheme: dark)");
+
+async function draw(box) {
+  const answer = await fetch(`${box.dataset.plots}?theme=${theme.matches ? "dark" : "light"}`);
+  if (!answer.ok) return;
+  const plots = await answer.json();
+  const shown = new Set();
+  for (const [name, plot] of Object.entries(plots)) {
+    shown.add(`plot-${name}`);
+    const figure = document.getElementById(`plot-${name}`) || added(box, name);
+    figure.querySelector("h3").textContent = plot.title;
+    figure.querySelector("figcaption").textContent = plot.caption;
+    figure.querySelector(".numbers").innerHTML = plot.table; // made by the server, which escapes
+    const chart = figure.querySelector(".chart");
+    chart.style.height = `${plot.height}px`;
+    chart.setAttribute("role", "group");
+    chart.setAttribute("aria-label", `${plot.title}. ${plot.caption}`);
+    await Plotly.react(chart, plot.figure.data, plot.figure.layout, {
+      displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"],
+    });
+  }
+  for (const figure of [...box.children]) if (!shown.has(figure.id)) figure.remove();
+  box.dataset.drawn = box.dataset.version;
+}
+
+function added(box, name) {
+  const figure = document.createElement("figure");
+  figure.className = "plot";
+  figure.id = `plot-${name}`;
+  figure.innerHTML = `<h3></h3><div class="chart"></div><figcaption></figcaption><details>
+    <summary>The numbers as a table</summary><div class="scroll numbers" tabindex="0" role="region"></div></details>`;
+  figure.querySelector(".numbers").setAttribute("aria-label", `Numbers: ${name}`);
+  box.append(figure);
+  return figure;
+}
+
+function drawWhatIsNew() {
+  const box = document.getElementById("plots");
+  const now = document.getElementById("plots-version");
+  if (box && now && box.dataset.version !== now.dataset.version) {
+    box.dataset.version = now.dataset.version;
+    draw(box);
+  }
+}
+
+document.addEventListener("DOMContentLoaded", drawWhatIsNew);
+document.addEventListener("htmx:afterSettle", drawWhatIsNew);
+theme.addEventListener("change", () => document.getElementById("plots") && draw(document.getElementById("plots")));
+
+const state = document.getElementById("live-state");
+document.addEventListener("htmx:sseOpen", () => { state.textContent = "live"; });
+document.addEventListener("htmx:sseError", () => { state.textContent = "the server is away; trying again"; });
+for (const tail of document.querySelectorAll("[data-log]")) follow(tail);
+
+function follow(tail) {
+  const source = new EventSource(tail.dataset.log);
+  source.addEventListener("log", (event) => {
+    const atEnd = tail.scrollHeight - tail.scrollTop - tail.clientHeight < 40;
+    tail.append(JSON.parse(event.data));
+    if (atEnd) tail.scrollTop = tail.scrollHeight;
+  });
+  source.addEventListener("over", () => source.close());
+}

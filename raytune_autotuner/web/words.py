@@ -1,0 +1,128 @@
+"""Values as people read them, for the templates."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from raytune_autotuner.ledger import Ledger
+from raytune_autotuner.metrics import METRICS
+from raytune_autotuner.planning.plan import duration
+from raytune_autotuner.records import ParameterValue, Score
+from raytune_autotuner.summary import shown
+
+UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
+TITLES = {
+    "output_tokens_per_s": "Output tokens/s",
+    "input_tokens_per_s": "Input tokens/s",
+    "total_tokens_per_s": "Tokens/s",
+    "requests_per_s": "Requests/s",
+    "error_ratio": "Errors",
+    "output_tokens_mean": "Output tokens",
+    "input_tokens_mean": "Input tokens",
+}
+STATISTICS = {"mean": "mean", "max": "max"}
+
+
+def number(value: float | None) -> str:
+    """Three figures at least; thousands apart."""
+    if value is None:
+        return "–"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if abs(value) >= 100 else shown(value)
+
+
+def seconds(value: float | None) -> str:
+    """A latency: ``12.3 ms`` or ``1.23 s``."""
+    if value is None:
+        return "–"
+    return f"{value * 1000:.3g} ms" if abs(value) < 0.9995 else f"{value:.3g} s"
+
+
+def metric(value: float | None, name: str) -> str:
+    if value is None:
+        return "–"
+    if name == "error_ratio":
+        return percent(value, sign=False)
+    return seconds(value) if METRICS[name].unit == "s" else number(value)
+
+
+def metric_title(name: str) -> str:
+    """``ttft_p99_s`` as ``TTFT p99``."""
+    if name in TITLES:
+        return TITLES[name]
+    latency, _, statistic = name.removesuffix("_s").partition("_")
+    return f"{latency.upper()} {statistic}"
+
+
+def score(value: Score | None) -> str:
+    if value is None:
+        return "–"
+    return seconds(value.value) if value.unit == "s" else f"{number(value.value)} {value.unit}".rstrip()
+
+
+def percent(value: float | None, sign: bool = True) -> str:
+    if value is None:
+        return "–"
+    return f"{100 * value:+.1f} %" if sign else f"{100 * value:.3g} %"
+
+
+def parameter(value: ParameterValue) -> str:
+    if value is None:
+        return "default"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def spend(ledger: Ledger) -> str:
+    return spent(ledger.total, ledger.unit)
+
+
+def spent(total: float, unit: str) -> str:
+    """GPU-seconds as people pay for them."""
+    what = unit.partition("-")[0]
+    if total < 90:
+        return f"{total:.0f} {what}-s"
+    return f"{total / 60:.0f} {what}-min" if total < 5400 else f"{total / 3600:.1f} {what}-h"
+
+
+def ago(moment: datetime | None) -> str:
+    if moment is None:
+        return "–"
+    return f"{age((datetime.now(timezone.utc) - moment).total_seconds())} ago"
+
+
+def age(value: float | None) -> str:
+    """In the largest unit that it fills."""
+    if value is None:
+        return "–"
+    for size, unit in UNITS:
+        if value >= size:
+            count = int(value // size)
+            return f"{count} {unit}{'s' * (count != 1)}"
+    return "0 seconds"
+
+
+def objective(name: str) -> str:
+    return name.replace("_", " ").replace("ttft", "TTFT").replace("tpot", "TPOT")
+
+
+FILTERS: dict[str, Any] = {
+    "number": number,
+    "seconds": seconds,
+    "metric": metric,
+    "metric_title": metric_title,
+    "score": score,
+    "percent": percent,
+    "parameter": parameter,
+    "spend": spend,
+    "spent": spent,
+    "ago": ago,
+    "age": age,
+    "duration": duration,
+    "objective": objective,
+}

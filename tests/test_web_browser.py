@@ -1,0 +1,187 @@
+"""The pages in headless Chromium: faults beside fields, pushed updates, pages of trials, buttons, accessibility."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytune_autotuner.records import to_json
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from tests.example_experiment import Example, build
+from tests.waiting import until
+from tests.web_site import DONE, RUNNING, STOPPED, fill, serving
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.xdist_group("browser"),
+]
+WAIT_MS = 120_000
+SERIOUS = {"serious", "critical"}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    folder = fill(tmp_path_factory.mktemp("storage"))
+    build(folder, Example(name="large", trials=120, requests=2, confirm=0))
+    with serving(folder) as address:
+        yield address, folder
+
+
+@pytest.fixture
+def page(browser: Any, site: tuple[str, Path]) -> Iterator[Any]:
+    """A page of the server; whatever its scripts complain of is a fault."""
+    context = browser.new_context(base_url=site[0])
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    yield page
+    context.close()
+    assert complaints == []
+
+
+def test_a_fault_is_shown_beside_its_field_while_one_types(page: Any) -> None:
+    """Tied to the field for screen readers too; Start is off until all is well; the text follows the form."""
+    page.goto("/new?start=sglang")
+    field = page.get_by_label("Trials of the search")
+    field.fill("-5")
+    fault = page.locator("#f-optimization-max_iterations-fault")
+    fault.wait_for()
+    assert "greater than or equal to 1" in fault.inner_text() or "-5" in fault.inner_text()
+    assert field.get_attribute("aria-invalid") == "true"
+    assert field.get_attribute("aria-describedby").split()[1] == fault.get_attribute("id")
+    assert page.get_by_role("button", name="Start").is_disabled()
+    field.fill("7")
+    fault.wait_for(state="detached")
+    assert "max_iterations: 7" in page.locator("#text").input_value()
+    assert page.get_by_role("button", name="Start").is_enabled()
+
+
+def test_the_form_follows_the_text(page: Any) -> None:
+    """Both ways."""
+    page.goto("/new?start=sglang")
+    text = page.locator("#text")
+    text.fill(text.input_value().replace("max_iterations: 20", "max_iterations: 11"))
+    page.locator("[name='optimization.max_iterations'][value='11']").wait_for()
+
+
+def test_a_change_on_disk_is_shown_without_a_reload(page: Any, site: tuple[str, Path]) -> None:
+    """The table says what the trial does now; what somebody has typed and opened stays."""
+    folder = ExperimentFolder(Storage(str(site[1])), RUNNING)
+    page.goto(f"/experiments/{RUNNING}")
+    page.get_by_text("live", exact=True).wait_for()
+    page.evaluate("() => { window.notReloaded = true; }")
+    state = next(each for each in folder.states() if each.outcome is None)
+    text = to_json(state).replace(f'"detail": "{state.detail}"', '"detail": "on the ninth cloud"')
+    folder.root.write(f"trials/{state.trial.name}/state.json", text)
+    page.get_by_text("on the ninth cloud").wait_for()
+    assert page.evaluate("() => window.notReloaded")
+
+
+def test_the_list_shows_an_experiment_that_appears(page: Any, site: tuple[str, Path]) -> None:
+    """And keeps what was ticked."""
+    page.goto("/experiments")
+    page.get_by_text("live", exact=True).wait_for()
+    page.get_by_label(f"Compare {DONE}").check()
+    build(site[1], Example(name="newcomer", trials=2, requests=2, confirm=0))
+    page.get_by_role("link", name="newcomer").wait_for()
+    assert page.get_by_label(f"Compare {DONE}").is_checked()
+
+
+def test_many_trials_come_in_pages_and_orders(page: Any) -> None:
+    """The table alone changes, and the address with it; it can be done with the keyboard."""
+    page.goto("/experiments/large")
+    rows = page.locator("table.trials tbody tr")
+    assert rows.count() == 50
+    following = page.get_by_role("link", name="Next")
+    following.focus()
+    page.keyboard.press("Enter")
+    page.get_by_text("page 2 of 3").wait_for()
+    assert "page=2" in page.url
+    page.get_by_role("link", name="Score").click()
+    page.locator("th[aria-sort=descending]", has_text="Score").wait_for()
+    assert "sort=score" in page.url
+
+
+def test_the_stop_button_stops(page: Any, site: tuple[str, Path]) -> None:
+    """The request lies in the folder, and the page says so."""
+    build(site[1], Example(name="to-be-stopped", trials=3, running=1, requests=2, confirm=0))
+    page.goto("/experiments/to-be-stopped")
+    page.get_by_role("button", name="Stop").click()
+    page.get_by_role("button", name="Stopping…").wait_for()
+    until(lambda: (site[1] / "to-be-stopped" / "stop").exists())
+
+
+def test_the_plots_are_drawn_under_the_strict_policy(page: Any) -> None:
+    """No script but ours, and none made of text."""
+    page.goto(f"/experiments/{DONE}")
+    page.locator("#plots[data-drawn]").wait_for(state="attached")
+    assert page.locator("#plots .main-svg").count() >= 8
+    page.get_by_text("The numbers as a table").first.click()
+    assert page.locator("#plots table").first.is_visible()
+
+
+def test_the_log_of_a_trial_grows_on_the_page(page: Any, site: tuple[str, Path]) -> None:
+    """As it is written."""
+    build(site[1], Example(name="talking", trials=2, running=1, requests=2, confirm=0))
+    folder = ExperimentFolder(Storage(str(site[1])), "talking")
+    trial = next(each.trial.name for each in folder.states() if each.outcome is None)
+    log = site[1] / "talking" / "trials" / trial / "engine.log"
+    log.write_text("loading weights\n")
+    page.goto(f"/experiments/talking/trials/{trial}")
+    page.get_by_text("loading weights").wait_for()
+    with log.open("a") as stream:
+        stream.write("ready to serve\n")
+    page.get_by_text("ready to serve").wait_for()
+
+
+def paths(site: tuple[str, Path]) -> list[str]:
+    folder = ExperimentFolder(Storage(str(site[1])), DONE)
+    records = folder.records()
+    failed = next(r.trial.name for r in records if r.failure and r.failure.log_tail)
+    good = next(r.trial.name for r in records if r.outcome == "completed")
+    trials = f"/experiments/{DONE}/trials"
+    return [
+        *("/experiments", f"/experiments/{DONE}", f"/experiments/{RUNNING}", f"{trials}/{good}", f"{trials}/{failed}"),
+        *(f"/compare?experiment={DONE}&experiment={STOPPED}", "/new?start=sglang", "/api", "/login", "/experiments/no"),
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_page_has_a_serious_fault_of_accessibility(browser: Any, site: tuple[str, Path], scheme: str) -> None:
+    """By axe-core: contrast, names, roles, order of headings."""
+    from axe_playwright_python.base import AXE_SCRIPT
+
+    context = browser.new_context(base_url=site[0], color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.set_default_timeout(WAIT_MS)
+    found: list[str] = []
+    for path in paths(site):
+        page.goto(path)
+        if page.locator("#plots").count():
+            page.locator("#plots[data-drawn]").wait_for(state="attached")
+        page.evaluate(AXE_SCRIPT)
+        violations = page.evaluate("() => axe.run().then((result) => result.violations)")
+        found += [
+            f"{path}: {each['id']}: {each['nodes'][0]['html'][:120]}"
+            for each in violations
+            if each["impact"] in SERIOUS
+        ]
+    context.close()
+    assert found == []

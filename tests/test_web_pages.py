@@ -1,0 +1,294 @@
+"""The pages: what stands on them, and what their buttons do."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from raytune_autotuner.planning.init_task import write_task
+from raytune_autotuner.records import TrialId, config_hash
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.web.new_task import STARTS
+from tests.web_site import DONE, RUNNING, STOPPED, Starts, client, fill, texts
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of tests that change nothing."""
+    return fill(tmp_path_factory.mktemp("storage"))
+
+
+def test_the_list_has_every_experiment_with_state_progress_score_and_spend(folder: Path) -> None:
+    """The one that runs says so; what lies beside experiments is passed over."""
+    (folder / "some-file.txt").write_text("")
+    (folder / "not-an-experiment").mkdir(exist_ok=True)
+    shown = client(folder).get("/experiments").text
+    assert not texts(shown, DONE, RUNNING, STOPPED, "tokens/s/GPU", "GPU-h", "badge running", "badge done", "badge WIN")
+    assert "not-an-experiment" not in shown
+
+
+@pytest.mark.parametrize(
+    ("query", "there"),
+    [("?q=rag", {STOPPED}), ("?state=running", {RUNNING}), ("?q=sglang", {DONE, RUNNING, STOPPED}), ("?q=zzz", set())],
+)
+def test_the_list_is_filtered(folder: Path, query: str, there: set[str]) -> None:
+    """By words and by state."""
+    shown = client(folder).get(f"/experiments{query}").text
+    assert {name for name in (DONE, RUNNING, STOPPED) if f"/experiments/{name}" in shown} == there
+
+
+def test_an_experiment_that_cannot_be_read_spoils_no_list(folder: Path, tmp_path: Path) -> None:
+    """It stands there with the reason; its page says so as well."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "task.json").write_text("{ this is not JSON")
+    asked = client(tmp_path)
+    assert not texts(asked.get("/experiments").text, "broken", "unreadable", "not JSON")
+    answer = asked.get("/experiments/broken")
+    assert answer.status_code == 409
+    assert "not JSON" in answer.text
+
+
+def test_an_empty_storage_says_what_to_do(tmp_path: Path) -> None:
+    """The list is a beginning."""
+    assert not texts(client(tmp_path).get("/experiments").text, "No experiment yet", 'href="/new"')
+
+
+def test_an_experiment_has_its_answer_first(folder: Path) -> None:
+    """Verdict with interval, winner against baseline, cost, trials, ledger."""
+    shown = client(folder).get(f"/experiments/{DONE}").text
+    assert not texts(shown, "<strong>WIN</strong>", "95 % interval", "Best in the search", "Ledger", "benchmark")
+    assert not texts(shown, "tp_size", "TTFT p99", "stopped early", "sglang.launch_server")
+
+
+def test_the_table_is_sorted_filtered_and_cut_on_the_server(folder: Path) -> None:
+    """Best first; only what fits; 50 at most on a page."""
+    asked = client(folder)
+
+    def numbers(query: str) -> list[int]:
+        shown = asked.get(f"/experiments/{DONE}{query}").text
+        return [int(n) for n in re.findall(r'<tr id="row-[^>]*>\s*<td class="num">(\d+)', shown)]
+
+    assert numbers("?sort=number&order=asc")[:3] == [0, 1, 2]
+    best_first = asked.get(f"/api/v1/experiments/{DONE}/trials?sort=score&order=desc").json()["trials"]
+    assert numbers("?sort=score&order=desc") == [trial["number"] for trial in best_first]
+    assert 0 < len(numbers("?standing=infeasible")) < 31
+    assert numbers("?purpose=baseline") == [0]
+    assert numbers("?page=999")
+    by_parameter = asked.get(f"/api/v1/experiments/{DONE}/trials?sort=parameter:tp_size&order=asc&q=search").json()
+    sizes = [trial["parameters"]["tp_size"] for trial in by_parameter["trials"]]
+    assert sizes == sorted(sizes)
+
+
+def test_a_running_experiment_is_stopped_by_its_button(tmp_path: Path) -> None:
+    """The stop request lies in its folder; one that does not run is refused."""
+    asked = client(fill(tmp_path))
+    assert "Stop</button>" in asked.get(f"/experiments/{RUNNING}").text
+    assert asked.post(f"/experiments/{RUNNING}/stop").status_code == 303
+    assert (tmp_path / RUNNING / "stop").exists()
+    assert "Stopping" in asked.get(f"/experiments/{RUNNING}").text
+    assert asked.post(f"/experiments/{DONE}/stop").status_code == 422
+    assert not (tmp_path / DONE / "stop").exists()
+
+
+def test_only_what_was_interrupted_is_resumed(tmp_path: Path) -> None:
+    """By the same command as on a terminal."""
+    starts = Starts(Storage(str(fill(tmp_path))))
+    asked = client(tmp_path, starts)
+    assert "Resume</button>" in asked.get(f"/experiments/{STOPPED}").text
+    assert asked.post(f"/experiments/{STOPPED}/resume").status_code == 303
+    assert asked.post(f"/experiments/{DONE}/resume").status_code == 422
+    assert asked.post(f"/experiments/{RUNNING}/resume").status_code == 422
+    assert starts.started == [(STOPPED, "resume")]
+
+
+def test_everything_is_downloaded_without_secrets(tmp_path: Path) -> None:
+    """Every file, whole; what looks like a secret is not in it; nothing from outside of the folder."""
+    fill(tmp_path)
+    trial = next((tmp_path / DONE / "trials").glob("baseline-*"))
+    (trial / "engine.log").write_text("started with api_key=sk-123456789 and port=1\n" * 3)
+    (tmp_path / "outside.txt").write_text("not yours")
+    (trial / "link.txt").symlink_to(tmp_path / "outside.txt")
+    answer = client(tmp_path).get(f"/experiments/{DONE}/download")
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as found:
+        assert found.testzip() is None
+        names = found.namelist()
+        assert f"{DONE}/task.json" in names
+        assert len([name for name in names if name.endswith("record.json")]) > 20
+        log = found.read(f"{DONE}/trials/{trial.name}/engine.log").decode()
+        assert "sk-123456789" not in log
+        assert "port=1" in log
+        assert not any("link.txt" in name for name in names)
+        json.loads(found.read(f"{DONE}/task.json"))
+
+
+def test_the_plots_are_figures_of_plotly(folder: Path) -> None:
+    """In both themes, with words and heights; an unknown theme is refused."""
+    asked = client(folder)
+    for theme in ("light", "dark"):
+        plots = asked.get(f"/experiments/{DONE}/plots?theme={theme}").json()
+        assert {"best_so_far", "tradeoff", "timeline", "ledger"} <= set(plots)
+        assert all(plot["figure"]["data"] and plot["caption"] and plot["height"] for plot in plots.values())
+    assert asked.get(f"/experiments/{DONE}/plots?theme=pink").status_code == 422
+
+
+def test_a_trial_shows_all_that_is_known(folder: Path) -> None:
+    """Parameters, command line, phases, metrics by load, percentiles, what the engine said."""
+    best = client(folder).get(f"/api/v1/experiments/{DONE}").json()["winner"]
+    shown = client(folder).get(f"/experiments/{DONE}/trials/{best}").text
+    assert not texts(shown, "tp_size", "sglang.launch_server", "teardown", "D(512,128) × 64", "TTFT p99", "kv cache")
+    assert client(folder).get(f"/experiments/{DONE}/trials/{best}/plots").json()
+
+
+def test_a_running_trial_shows_where_it_stands(folder: Path) -> None:
+    """It has no record yet."""
+    trials = client(folder).get(f"/api/v1/experiments/{RUNNING}/trials?standing=running").json()["trials"]
+    for trial in trials:
+        shown = client(folder).get(f"/experiments/{RUNNING}/trials/{trial['name']}")
+        assert shown.status_code == 200
+        assert not texts(shown.text, "badge running", "tp_size")
+    assert trials
+
+
+def test_a_failed_trial_shows_the_lines_that_prove_it(folder: Path) -> None:
+    """The class, the reason, what to do, and the line marked in the log."""
+    trials = client(folder).get(f"/api/v1/experiments/{DONE}/trials?standing=infeasible&q=out+of+memory").json()
+    shown = client(folder).get(f"/experiments/{DONE}/trials/{trials['trials'][0]['name']}").text
+    assert not texts(shown, "out of memory", "lower mem_fraction_static", "<mark>")
+
+
+def test_what_is_in_a_log_is_not_html(tmp_path: Path) -> None:
+    """Names, reasons and parameters neither."""
+    fill(tmp_path)
+    target = ExperimentFolder(Storage(str(tmp_path)), DONE)
+    record = target.records()[5]
+    evil = {"schedule_policy": "<script>alert(1)</script>"}
+    trial = TrialId("search", config_hash(evil))
+    target.save_record(type(record)(**{**record.__dict__, "trial": trial, "parameters": evil, "number": 999}))
+    asked = client(tmp_path)
+    for path in (f"/experiments/{DONE}", f"/experiments/{DONE}/trials/{trial.name}"):
+        shown = asked.get(path).text
+        assert "<script>alert" not in shown
+        assert "&lt;script&gt;alert" in shown
+
+
+def test_experiments_are_compared_side_by_side(folder: Path) -> None:
+    """Where they differ is marked; that loads differ is said."""
+    shown = client(folder).get(f"/compare?experiment={DONE}&experiment={STOPPED}").text
+    assert not texts(shown, DONE, STOPPED, "tp_size", "Verdict")
+    assert "different loads" not in shown
+    assert "Choose two" in client(folder).get(f"/compare?experiment={DONE}").text
+    assert client(folder).get("/compare?experiment=../etc&experiment=x").status_code == 404
+
+
+def test_a_new_task_begins_valid_and_with_its_plan(tmp_path: Path) -> None:
+    """Whatever it begins with."""
+    for name in STARTS:
+        shown = client(tmp_path).get(f"/new?start={name}").text
+        assert not texts(shown, "Time in all", "at most")
+        assert not re.search(r"\d+ faults?</p>", shown)
+
+
+def test_faults_stand_beside_their_fields(tmp_path: Path) -> None:
+    """Of the form and of the text; the text that people edit is kept as they wrote it."""
+    form = {
+        "task_name": "No Name",
+        "backend": "local",
+        "engine": "llamacpp",
+        "model.name": "m",
+        "model.path": "m.gguf",
+        "optimization.max_iterations": "-3",
+        "optimization.slo": "ttft_p99_s: fast",
+        "benchmark.num_concurrency": "1 4",
+        "searched": "threads",
+        "parameter:threads": "4..1",
+    }
+    shown = client(tmp_path).post("/new/form", data=form).text
+    for place in ("task_name", "optimization-max_iterations", "optimization-slo"):
+        assert f'id="f-{place}-fault"' in shown
+    assert 'id="fault-threads"' in shown
+    assert "num_concurrency: [1, 4]" in shown
+    assert "disabled>Start" in shown
+    broken = client(tmp_path).post("/new/text", data={"text": "task_name: [\n# kept"}).text
+    assert not texts(broken, "# kept", "not YAML")
+
+
+def test_form_and_text_say_the_same(tmp_path: Path) -> None:
+    """What the text says fills the form; the form sent back gives the same task."""
+    asked = client(tmp_path)
+    for wish in STARTS.values():
+        shown = asked.post("/new/text", data={"text": write_task(wish)}).text
+        again = asked.post("/new/form", data=_fields(shown)).text
+        assert _plan(again) == _plan(shown)
+        assert _fields(again) == _fields(shown)
+
+
+def _fields(shown: str) -> dict[str, list[str]]:
+    """What a browser would send of the form."""
+    form = shown[shown.index('id="fields"') : shown.index("</form>")]
+    found: dict[str, list[str]] = {}
+    for name, value in re.findall(r'<input [^>]*?name="([^"]+)" value="([^"]*)"(?![^>]*type="checkbox")', form):
+        if f'name="{name}" value="{value}" checked' in form or "checkbox" not in _tag(form, name, value):
+            found.setdefault(name, []).append(html.unescape(value))
+    for name, value in re.findall(r'<textarea [^>]*?name="([^"]+)"[^>]*>([^<]*)</textarea>', form):
+        found.setdefault(name, []).append(html.unescape(value))
+    for name, options in re.findall(r'<select [^>]*?name="([^"]+)"[^>]*>(.*?)</select>', form):
+        chosen = re.search(r"<option selected>([^<]*)", options)
+        found.setdefault(name, []).append(chosen[1] if chosen else "")
+    return found
+
+
+def _tag(form: str, name: str, value: str) -> str:
+    at = form.index(f'name="{name}" value="{value}"')
+    return form[form.rindex("<", 0, at) : form.index(">", at)]
+
+
+def _plan(shown: str) -> str:
+    return shown[shown.index('id="plan-box"') : shown.index('id="assumed"')]
+
+
+def test_a_task_is_started_here_only_when_it_is_valid(tmp_path: Path) -> None:
+    """The text goes to the experiment as it was written."""
+    starts = Starts(Storage(str(tmp_path)))
+    asked = client(tmp_path, starts)
+    text = write_task(STARTS["local"])
+    refused = asked.post("/new/start", data={"text": text.replace("maximize_throughput", "win"), "name": "x"})
+    assert refused.status_code == 422
+    answer = asked.post("/new/start", data={"text": text, "name": "my-run"})
+    assert answer.headers["location"] == "/experiments/my-run"
+    assert starts.started == [("my-run", text)]
+    asked.post("/new/start", data={"text": text})
+    assert starts.started[1][0].startswith("local-demo-2")
+
+
+def test_a_ray_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
+    """An address of another form is the user's fault, and nothing is lost of what was written."""
+    text = write_task(STARTS["local"])
+    answer = client(tmp_path).post("/new/start", data={"text": text, "where": "ray", "address": "head:8265"})
+    assert answer.status_code == 422
+    assert not texts(answer.text, "http://HEAD:8265", "local-demo")
+
+
+def test_a_task_is_uploaded_and_downloaded(tmp_path: Path) -> None:
+    """As it is; what is no text is refused."""
+    asked = client(tmp_path)
+    text = write_task(STARTS["sglang"])
+    assert "my-runtime" in asked.post("/new/upload", files={"file": ("task.yaml", text.encode())}).text
+    assert "UTF-8" in asked.post("/new/upload", files={"file": ("x", b"\xff\xfe\x00")}).text
+    assert asked.post("/new/download", data={"text": text}).text.replace("\r\n", "\n") == text
+
+
+def test_a_new_task_is_made_from_an_experiment(folder: Path) -> None:
+    """Its task, with all that it searched."""
+    shown = client(folder).get(f"/new?copy={DONE}").text
+    assert not texts(shown, "llama-3-1-8b-instruct", "maximize_throughput_per_gpu", "0.7..0.95", "16..512 log")
+
+
+def test_without_a_cluster_names_are_typed(tmp_path: Path) -> None:
+    """The page says why there is nothing to choose from."""
+    assert not texts(client(tmp_path).get("/new/cluster").text, "No cluster to choose from", "typed")

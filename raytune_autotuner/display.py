@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from raytune_autotuner import pareto
+from raytune_autotuner.earlier import age
 from raytune_autotuner.importance import Importances
 from raytune_autotuner.ledger import Ledger, Savings, was_stopped_early
 from raytune_autotuner.objectives import title
@@ -166,6 +168,8 @@ def standing(overview: Overview, states: Sequence[TrialState], planned: int) -> 
     if overview.best is not None:
         lines.append(Text(f"Best so far: {_parameters(overview.best_parameters or {})}  {_score(overview.best)}"))
     lines.append(Text(f"Spent by trials that have ended: {overview.spent:.0f} {overview.unit}"))
+    if overview.budget:
+        lines.append(Text(f"Of the budget: {overview.budget}"))
     return Group(*lines, _board(states, planned, overview.age_s or 0.0))
 
 
@@ -190,6 +194,7 @@ def answer(
         *(_importance_lines(importances) if importances else ()),
         Text(""),
         *_cost(results.ledger),
+        *_budget(results),
         Text(f"Experiment folder: {location}"),
         Text(f"Results: {results_file}"),
     )
@@ -227,6 +232,11 @@ def _trials(results: Results) -> RenderableType:
 
 
 def _outcome(record: TrialRecord) -> str:
+    if record.reused_from is not None:
+        reused = record.reused_from
+        failure = f": {record.failure.kind}" if record.failure else ""
+        old = age(datetime.fromisoformat(reused.measured_at))
+        return f"{record.outcome}{failure}, from {reused.experiment}, {old} old"
     if record.failure is None:
         return "stopped early" if was_stopped_early(record) else record.outcome
     first = record.failure.reason.splitlines()[0] if record.failure.reason else ""
@@ -350,6 +360,14 @@ def _cost(ledger: Ledger) -> Iterator[Text]:
         yield Text(f"Saved in other ways: {said} {ledger.unit}")
     if ledger.wasted:
         yield Text(f"Spent on configurations that cannot work: {ledger.wasted:.0f} {ledger.unit}")
+
+
+def _budget(results: Results) -> Iterator[Text]:
+    if (budget := results.budget) is not None:
+        yield Text(f"Spent of the budget: {budget.said}")
+        for part, why in (("The search", budget.search), ("Confirming", budget.confirming)):
+            if why:
+                yield Text(f"{part} was cut short: {why}", style="yellow")
 
 
 def _savings(saved: Savings) -> Iterator[tuple[float, str]]:

@@ -291,6 +291,10 @@ def _gpus(cluster: Cluster, needs: Needs) -> Iterator[Finding]:
         yield Finding("ok", "GPUs", said)
 
 
+PRODUCT = "nvidia.com/gpu.product"
+"""The label by which NVIDIA's GPU feature discovery tells the kind of a node's GPUs."""
+
+
 def gpu_nodes(cluster: Cluster, selector: Mapping[str, str] | None = None, but_for: str | None = None) -> list[GpuNode]:
     """The nodes with these labels that have GPUs and take pods; those of the experiment ``but_for`` do not count."""
     used: dict[str, int] = {}
@@ -307,7 +311,9 @@ def gpu_nodes(cluster: Cluster, selector: Mapping[str, str] | None = None, but_f
     counts = {
         n["metadata"]["name"]: int(((n.get("status") or {}).get("allocatable") or {}).get(GPU, 0)) for n in usable
     }
-    return [GpuNode(name, count, count - used.get(name, 0)) for name, count in sorted(counts.items()) if count]
+    products = {n["metadata"]["name"]: (n["metadata"].get("labels") or {}).get(PRODUCT, "") for n in usable}
+    found = sorted((name, count) for name, count in counts.items() if count)
+    return [GpuNode(name, count, count - used.get(name, 0), products[name]) for name, count in found]
 
 
 def _pod_gpus(spec: Mapping[str, Any]) -> int:

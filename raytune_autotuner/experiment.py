@@ -18,8 +18,9 @@ from pathlib import Path
 
 from ray import tune
 
-from raytune_autotuner import lock, sessions
+from raytune_autotuner import lock, reuse, sessions, warm_start
 from raytune_autotuner.actor import actor_class
+from raytune_autotuner.earlier import Found
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.gate import Course, ExperimentGate
 from raytune_autotuner.history import take_up
@@ -32,15 +33,16 @@ from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.ray_nodes import RayNodes
 from raytune_autotuner.ray_runtime import connected
-from raytune_autotuner.records import Failure, TrialRecord, TrialState
+from raytune_autotuner.records import Failure, TrialRecord, TrialState, config_hash
 from raytune_autotuner.reservation import OME_GPU, RAY_GPU, Places, declared
 from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
-from raytune_autotuner.search import Limits, Past, Proposer, RandomSource, make_scheduler, make_source
+from raytune_autotuner.search import Lessons, Limits, Past, Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.telemetry import Telemetry
 from raytune_autotuner.tracking import check, complete, open_desk
 from raytune_autotuner.trial import utc_now
+from raytune_autotuner.warm_start import First
 
 logger = logging.getLogger(__name__)
 TAKEN_OVER = 3
@@ -63,6 +65,10 @@ class Options:
     """Keep the results in the folder only."""
     force: bool = False
     """Take the experiment from a holder that gave a sign of life lately, if it gives none any more."""
+    earlier: Found = Found()  # noqa: RUF009 - a value
+    """Experiments of before, whose best configurations are tried first."""
+    reuse: bool = False
+    """Take over what they have measured where it must come out the same."""
 
 
 def experiment_name(task_name: str) -> str:
@@ -84,6 +90,8 @@ def run(setup: Setup, options: Options, course: Course | None = None) -> Results
         session = sessions.begin(setup, resume=options.resume, found=found)
         setup = replace(setup, folder=replace(setup.folder, session=session.number))
         try:
+            if options.reuse:
+                reuse.take_over(setup, options.earlier)
             _run_trials(setup, options, take_up(setup.folder, found.beat_at if found else None), course)
         except BaseException:
             with suppress(StorageFault):  # what went wrong first is to be told
@@ -111,7 +119,9 @@ def _run_trials(setup: Setup, options: Options, past: Past, course: Course | Non
         setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
         queue = _queue(setup, nodes)
         gate = ExperimentGate(setup, queue, course)
-        _tune(setup, past, gate, queue, folder)
+        stack.enter_context(gate.purse.watched())
+        lessons = _lessons(past, warm_start.begin(setup, options.earlier))
+        _tune(setup, past, lessons, gate, queue, folder)
         gate.check()
 
 
@@ -139,10 +149,18 @@ def _queue(setup: Setup, nodes: Sequence[GpuNode] | None) -> PlacedQueue:
     return queue
 
 
-def _tune(setup: Setup, past: Past, gate: ExperimentGate, queue: PlacedQueue, folder: Path) -> None:
+def _lessons(past: Past, first: Sequence[First]) -> Lessons:
+    """What the search begins with: what is known, and what is to be tried first of all that is not."""
+    lessons = past.lessons()
+    known = {config_hash(parameters) for parameters in (*(told for told, _ in lessons.told), *lessons.open)}
+    new = tuple(each.parameters for each in first if config_hash(each.parameters) not in known)
+    return replace(lessons, first=new)
+
+
+def _tune(setup: Setup, past: Past, lessons: Lessons, gate: ExperimentGate, queue: PlacedQueue, folder: Path) -> None:
     task = setup.task
     space = Space.of(task, setup.engine)
-    source = make_source(task, space, past.lessons(), setup.gpus)
+    source = make_source(task, space, lessons, setup.gpus)
     proposer = Proposer(
         source,
         fallback=RandomSource(space, task.optimization.seed + 1) if space.dimensions else None,

@@ -12,6 +12,7 @@ from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.foresight import Case, Ended, Equals, Feasibility, Pruner, search_end
 from raytune_autotuner.history import over
 from raytune_autotuner.proposal import Proposal
+from raytune_autotuner.purse import Purse
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.ranking import rank
 from raytune_autotuner.records import Failure, Parameters, SearchEnd, TrialId, TrialRecord
@@ -39,6 +40,7 @@ class ExperimentGate:
         self.course = partial(self._course, course) if course is not None else None
         self._setup = setup
         self._queue = queue
+        self.purse = Purse(setup, queue)
         self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
         self._feasibility = Feasibility(setup.launch, setup.known, setup.task.resources.gpus)
         self._ended = Ended(setup.folder)
@@ -76,20 +78,23 @@ class ExperimentGate:
             self._equals.learn(cases)
 
     def enough(self) -> str | None:
-        """The first of the checks that says so; from then on it stays like that."""
+        """The first of the checks that says so, which then stays like that; else what the budget says."""
         if self._end is None:
             checks = (self._identical_failures,)
             self._end = next((end for check in checks if (end := check()) is not None), None)
             if self._end is not None:
                 with suppress(StorageFault):  # the search ends all the same
                     self._setup.folder.save_search_end(self._end)
-        return None if self._end is None else self._end.reason
+        return self.purse.enough() if self._end is None else self._end.reason
 
     def _identical_failures(self) -> SearchEnd | None:
         """What failed before the experiment was taken up again has been mended, as far as anyone knows."""
         self._hear()
         cases = [case for case in self._cases if case.trial not in self._earlier]
         return search_end(cases, self._setup.task.optimization.stop_after_identical_failures)
+
+    def affords(self, parameters: Parameters) -> bool:
+        return self.purse.affords(parameters)
 
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         self._setup.folder.save_record(
@@ -116,7 +121,8 @@ class ExperimentGate:
         return winner.parameters if winner else None
 
     def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
-        return self._confirmation.wanted(self._setup.folder.records(), baseline, winner)
+        asks = self._confirmation.wanted(self._setup.folder.records(), baseline, winner)
+        return self.purse.payable(asks, winner)
 
     def stop_requested(self) -> bool:
         return self._fault is not None or self._setup.folder.stop_requested()

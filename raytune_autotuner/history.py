@@ -35,8 +35,9 @@ def take_up(folder: ExperimentFolder, died_at: datetime | None) -> Past:
 
 
 def searched(folder: ExperimentFolder) -> int:
-    """How many configurations the search has proposed so far."""
-    return sum(name.startswith("search-") for name in folder.trial_names())
+    """How many configurations the search has proposed so far; what was taken over is none of them."""
+    taken_over = {record.trial.name for record in folder.records() if record.reused_from}
+    return sum(name.startswith("search-") and name not in taken_over for name in folder.trial_names())
 
 
 def _reopened(

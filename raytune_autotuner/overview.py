@@ -41,6 +41,8 @@ class Overview:
     """By trials that have ended, in ``unit``."""
     unit: str
     started_at: datetime | None
+    budget: str = ""
+    """What of the budget was spent, for people; empty where there is none."""
 
     @classmethod
     def of(cls, folder: ExperimentFolder) -> Overview:
@@ -62,6 +64,7 @@ class Overview:
             spent=said["ledger"]["total"],
             unit=said["ledger"]["unit"],
             started_at=datetime.fromisoformat(ran[0].started_at) if ran else None,
+            budget=(said.get("budget") or {}).get("said", ""),
         )
 
     @property

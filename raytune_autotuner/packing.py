@@ -22,6 +22,8 @@ class GpuNode:
     allocatable: int
     free: int
     """Those that no pod has asked for."""
+    product: str = ""
+    """Which GPUs they are, where the node says it."""
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,8 @@ class PlacedQueue:
         self._reclaimed: deque[tuple[Proposal, Placement]] = deque()
         """Trials of before that go on where their service still is."""
         self._held: dict[str, Placement] = {}
+        self._unfinished: dict[str, Proposal] = {}
+        """Those that wait and those that run."""
         self._avoided: dict[str, frozenset[str]] = {}
         """Nodes on which a trial has failed, by its name."""
         self._looked = float("-inf")
@@ -76,6 +78,7 @@ class PlacedQueue:
         return self._line.wants_more(self._pool)
 
     def add(self, proposal: Proposal) -> None:
+        self._unfinished[proposal.trial.name] = proposal
         need = self._need_of(proposal)
         placement = self._former(proposal, need)
         if placement is None:
@@ -96,6 +99,7 @@ class PlacedQueue:
     def release(self, proposal: Proposal, *, elsewhere: bool = False) -> None:
         name = proposal.trial.name
         placement = self._held.pop(name)
+        self._unfinished.pop(name, None)
         self._pool.release(placement)
         if elsewhere:
             self._avoided[name] = self._avoided.get(name, frozenset()) | set(placement.nodes)
@@ -105,6 +109,10 @@ class PlacedQueue:
         self._look()
         alive = {place.ray_node.id for place in self._places.by_name.values()}
         return not Reservation.from_dict(proposal.place).ray_nodes <= alive
+
+    def unfinished(self) -> tuple[Proposal, ...]:
+        """What waits and what runs. May be asked from any thread."""
+        return tuple(self._unfinished.values())
 
     def has_other_place(self, proposal: Proposal) -> bool:
         """Whether a trial could ever run on other nodes than those that it has now."""

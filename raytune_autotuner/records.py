@@ -333,6 +333,17 @@ class TrialState:
     gpus: int = 0
 
 
+@dataclass(frozen=True)
+class BudgetState:
+    """What the driver last said of the budget (``budget.json`` in the experiment folder)."""
+
+    elapsed_s: float
+    search: str | None = None
+    """Why the search ended before its trials were used up, when the budget is why."""
+    confirming: str | None = None
+    """Why fewer confirming runs were made than the verdict wanted."""
+
+
 def to_json(record: Any) -> str:
     """A record as indented JSON."""
     return _adapter(type(record)).dump_json(record, indent=1).decode()

@@ -9,19 +9,37 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raytune_autotuner import pareto
+from raytune_autotuner.budget import Limits, hours
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
 from raytune_autotuner.metrics import LATENCIES
 from raytune_autotuner.objectives import over_loads, reachable
 from raytune_autotuner.ranking import Ranking, rank
-from raytune_autotuner.records import Outcome, Parameters, SearchEnd, TrialRecord
+from raytune_autotuner.records import BudgetState, Outcome, Parameters, SearchEnd, TrialRecord
 from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class BudgetUse:
+    """What there was to spend, and what of it was spent."""
+
+    gpu_s: float | None
+    """GPU-seconds, or machine-seconds where there are no GPUs; a budget in money is one of these, too."""
+    spent_s: float
+    wall_s: float | None
+    elapsed_s: float
+    said: str
+    """All this for people."""
+    search: str | None = None
+    """Why the search ended before its trials were used up, when the budget is why."""
+    confirming: str | None = None
+    """Why fewer confirming runs were made than the verdict wanted."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,7 @@ class Results:
     interrupted: bool
     ended_early: SearchEnd | None = None
     """Why the search did not use up its trials."""
+    budget: BudgetUse | None = None
 
     @property
     def recommended(self) -> TrialRecord | None:
@@ -83,6 +102,11 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
     if not any(r.trial.purpose in ("baseline", "search") for r in records):  # nothing was searched: see `verification`
         baseline = next((r for r in records if not r.parameters), None)
         winner = next((r for r in records if r.parameters and r.outcome == "completed" and r.score), None)
+    book = ledger(records, _terms(task, folder))
+    budget = _budget(task, folder, book)
+    verdict = _verdict(task, records, baseline, winner)
+    if verdict is not None and budget is not None and budget.confirming:
+        verdict = replace(verdict, reason=f"{verdict.reason}; {budget.confirming}")
     return Results(
         experiment=folder.name,
         task=task,
@@ -90,12 +114,30 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
         baseline=baseline,
         winner=winner,
         closest=ordered[0] if ordered and winner is None else None,
-        verdict=_verdict(task, records, baseline, winner),
+        verdict=verdict,
         ranking=ranking,
-        ledger=ledger(records, _terms(task, folder)),
+        ledger=book,
+        budget=budget,
         interrupted=folder.stop_requested(),
         ended_early=folder.search_end(),
     )
+
+
+def _budget(task: Task, folder: ExperimentFolder, book: Ledger) -> BudgetUse | None:
+    limits = Limits.of(task.optimization)
+    if limits is None:
+        return None
+    state = folder.budget() or BudgetState(0.0)
+    parts = []
+    if limits.gpu_s is not None:
+        unit = book.unit.replace("seconds", "hours")
+        of = f"{limits.said(limits.gpu_s, unit)} ({book.total / limits.gpu_s:.0%})"
+        parts.append(f"{limits.said(book.total, unit)} of {of}")
+    if limits.wall_s is not None:
+        of = f"{hours(limits.wall_s)} hours ({state.elapsed_s / limits.wall_s:.0%})"
+        parts.append(f"{hours(state.elapsed_s)} of {of}")
+    said = ", ".join(parts)
+    return BudgetUse(limits.gpu_s, book.total, limits.wall_s, state.elapsed_s, said, state.search, state.confirming)
 
 
 def _verdict(
@@ -135,6 +177,7 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "drift": {"found": results.ranking.drift.significant, "reason": results.ranking.drift.words},
         "ledger": asdict(results.ledger),
         "pareto": asdict(pareto.front(results.records, results.task.optimization)),
+        "budget": asdict(results.budget) if results.budget else None,
         "interrupted": results.interrupted,
         "ended_early": asdict(results.ended_early) if results.ended_early else None,
         "seed": results.task.optimization.seed,

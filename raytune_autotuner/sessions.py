@@ -12,6 +12,7 @@ from typing import Any
 
 from raytune_autotuner import __version__
 from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.identity import identity
 from raytune_autotuner.lock import Held
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
@@ -45,9 +46,11 @@ def begin(setup: Setup, *, resume: bool, found: Held | None) -> Session:
         _check_version(earlier[-1])
         _check_unchanged(setup)
     root.delete("stop")
+    root.delete("halt.json")
     if found is not None and earlier and earlier[-1].ended_at is None:
         _write(setup.folder, replace(earlier[-1], ended_at=found.beat_at.isoformat(timespec="milliseconds")))
     root.write("inputs.json", to_text(_inputs(setup)))
+    root.write("identity.json", to_text(identity(setup)))
     root.write("environment.json", to_text(environment(setup)))
     root.write("task.json", setup.task.model_dump_json(indent=1))
     session = Session(len(earlier) + 1, platform.node(), __version__, utc_now())

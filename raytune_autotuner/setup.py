@@ -62,6 +62,10 @@ class Setup:
     """Of the model and its GPUs (see ``foresight.facts``)."""
     given: Mapping[str, Given] = field(default_factory=dict)
     """By the hash of the parameters that stand for them."""
+    image: str | None = None
+    """OME: what the engine runs in."""
+    hardware: tuple[str, ...] = ()
+    """OME: the kinds of GPUs that the nodes say they have; empty text where one does not say it."""
     client_socket: Path | None = None
     """Of the preloaded benchmark client on the driver's machine; trials elsewhere start their own."""
 
@@ -105,6 +109,7 @@ class Setup:
             node=node,
             api_key=os.environ.get(self.task.benchmark.api_key_env or ""),
             exam=self._exam(trial, parameters),
+            limited=self.task.optimization.budget is not None,
         )
         backend = self.site.backend(trial, self._engine_gpus(parameters), node)
         return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)
@@ -218,12 +223,15 @@ def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Se
     site: Site = Local(task.resources.cpus)
     command, args = task.runtime.command, task.runtime.args
     known: Mapping[str, float] = of_task(task)
+    image, hardware = None, tuple[str, ...]()
     if task.backend == "ome":
         from raytune_autotuner.ome_site import known_facts, open_ome  # the client of Kubernetes is slow to import
 
         site, runtime, engine = open_ome(task, engine, least_gpus(task, engine))
         command, args = runtime.command, runtime.args
         known = {**known_facts(task), **known}
+        image = task.ome.image or runtime.image
+        hardware = tuple(sorted({node.product for node in site.gpu_nodes() or ()}))
     return Setup(
         task=task,
         engine=engine,
@@ -234,6 +242,8 @@ def prepare(task: Task, engine: Engine, storage: Storage, experiment: str) -> Se
         runtime_args=args,
         facts=facts,
         known=known,
+        image=image,
+        hardware=hardware,
     )
 
 

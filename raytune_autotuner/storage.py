@@ -5,6 +5,9 @@
     <storage>/<experiment>/
         task.json plan.json environment.json    what was asked, what was planned, what it runs on
         stop                                    asks every process of the experiment to end in order
+        halt.json                               asks single trials to end in order, and says why
+        budget.json                             how long it has run, and what the budget has ended
+        repeated.json                           configurations that were proposed again after they were measured
         trials/<trial>/state.json               where the trial stands; rewritten at each change
         trials/<trial>/rungs/<k>.json           what rung k measured, written as soon as it is known
         trials/<trial>/record.json              the trial's end; absent while it runs
@@ -33,7 +36,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import pyarrow.fs as pafs
 
@@ -42,6 +45,7 @@ from raytune_autotuner.errors import StorageFault, Superseded
 from raytune_autotuner.filesystems import STORE_ERRORS, Opened, makes_whole_files, open_uri, patient, refuse_secrets
 from raytune_autotuner.records import (
     Answers,
+    BudgetState,
     Endpoint,
     RungRecord,
     SearchEnd,
@@ -312,18 +316,18 @@ def _joined(base: str, path: str) -> str:
     return f"{front.rstrip('/')}/{path}".rstrip("/") + mark + options
 
 
-class _Recent:
+class _Recent(Generic[T]):
     """The last answer to a question that many ask often, good for a second."""
 
     def __init__(self) -> None:
-        self.value = False
+        self.value: T | None = None
         self._until = float("-inf")
 
     @property
     def is_fresh(self) -> bool:
         return time.monotonic() < self._until
 
-    def set(self, value: bool) -> None:
+    def set(self, value: T) -> None:
         self.value = value
         self._until = time.monotonic() + STOP_SEEN_AFTER_S
 
@@ -355,11 +359,15 @@ class ExperimentFolder:
         return self.storage.sub(self.name)
 
     @cached_property
-    def _stop(self) -> _Recent:
+    def _stop(self) -> _Recent[bool]:
         return _Recent()
 
     @cached_property
-    def _later(self) -> _Recent:
+    def _halts(self) -> _Recent[dict[str, str]]:
+        return _Recent()
+
+    @cached_property
+    def _later(self) -> _Recent[bool]:
         return _Recent()
 
     def request_stop(self) -> None:
@@ -371,7 +379,7 @@ class ExperimentFolder:
         want to know often, and each question costs money there."""
         if self.root.is_local or not self._stop.is_fresh:
             self._stop.set(self.root.read("stop") is not None)
-        return self._stop.value
+        return bool(self._stop.value)
 
     def save_state(self, state: TrialState) -> None:
         self._save(state.trial, "state.json", state)
@@ -403,6 +411,27 @@ class ExperimentFolder:
     def waiting(self) -> dict[str, str]:
         text = self.root.read("waiting.json")
         return json.loads(text) if text else {}
+
+    def halt(self, reasons: Mapping[str, str]) -> None:
+        """Ask these running trials to end in order, and say why."""
+        self.root.write("halt.json", json.dumps({**self._halted(), **reasons}, indent=1))
+
+    def halts(self) -> Mapping[str, str]:
+        """Trials that are to end, with the reason. A remote store is asked once a second at most, as in
+        ``stop_requested``."""
+        if self.root.is_local or not self._halts.is_fresh:
+            self._halts.set(self._halted())
+        return self._halts.value or {}
+
+    def _halted(self) -> dict[str, str]:
+        text = self.root.read("halt.json")
+        return json.loads(text) if text else {}
+
+    def save_budget(self, state: BudgetState) -> None:
+        self.root.write("budget.json", to_json(state))
+
+    def budget(self) -> BudgetState | None:
+        return self._load(BudgetState, "budget.json")
 
     def save_repeated(self, configs: Collection[str]) -> None:
         """Hashes of the configurations that were proposed again after they were measured."""

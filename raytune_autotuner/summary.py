@@ -38,11 +38,13 @@ class Summary:
 def ending(record: TrialRecord) -> str:
     """How a trial ended, in words; what somebody interrupted was not stopped for being worse."""
     if record.outcome == "stopped":
-        return "stopped early" if record.failure is None else "interrupted"
+        if record.failure is None:
+            return "stopped early"
+        return "out of budget" if record.failure.kind == "budget" else "interrupted"
     return record.outcome
 
 
-ENDINGS = ("completed", "stopped early", "infeasible", "failed", "interrupted")
+ENDINGS = ("completed", "stopped early", "infeasible", "failed", "out of budget", "interrupted")
 
 
 def summarise(

@@ -74,6 +74,8 @@ class Job:
     api_key: str | None = field(default=None, repr=False)
     exam: Exam | None = None
     """Of the quality of its answers; ``None`` when nothing that it sets may change them."""
+    limited: bool = False
+    """Whether the experiment has a budget, so that the trial may be asked to end."""
 
     @property
     def trial(self) -> TrialId:
@@ -91,6 +93,10 @@ class Job:
 
 class Stopped(Exception):
     """The experiment was asked to end while this trial ran."""
+
+
+class Halted(Exception):
+    """This trial was asked to end while it ran, because nothing is left of the budget."""
 
 
 class Trial:
@@ -134,6 +140,8 @@ class Trial:
             return self.finish("infeasible", Failure(error.kind, error.reason, error.log_tail, error.hint))
         except Stopped:
             return self.finish("stopped", Failure("interrupted", "the experiment was stopped"))
+        except Halted as halted:
+            return self.finish("stopped", Failure("budget", str(halted)))
         except Superseded:
             raise  # the engine is another one's now
         except StorageFault:
@@ -194,7 +202,7 @@ class Trial:
     def _deploy(self) -> Endpoint:
         self._announce("deploy", "")
         self._benchmark.prepare()
-        endpoint = self._backend.start(self.job.deployment, self._deadline, self._announce)
+        endpoint = self._backend.start(self.job.deployment, self._deadline, self._progress)
         if endpoint.leftover:  # it held its GPUs while nobody used it
             self._clock.add("idle", self._unattended_s)
             self._unattended_s = 0.0
@@ -235,6 +243,11 @@ class Trial:
         self._compared = True
         if (failure := compare(exam, own.rounds[0], reference)) is not None:
             raise TrialInfeasible(failure.kind, failure.reason, hint=failure.hint)
+
+    def _progress(self, phase: str, detail: str) -> None:
+        """Called by the backend when the deployment gets on."""
+        self._announce(phase, detail)
+        self._check_stop()
 
     def _take_in(self, endpoint: Endpoint) -> None:
         self._info, self._argv = endpoint.info, endpoint.argv or self._argv
@@ -306,6 +319,8 @@ class Trial:
     def _check_stop(self) -> None:
         if self._folder.stop_requested():
             raise Stopped
+        if self.job.limited and (reason := self._folder.halts().get(self.job.trial.name)):
+            raise Halted(reason)
 
     def _teardown(self) -> None:
         try:

@@ -74,6 +74,32 @@ MALFORMED = {
     ),
     "long task name": (BASE.replace("task_name: t", f"task_name: {'a' * 41}"), "task_name (line 1)", ["at most 40"]),
     "number as text": (BASE.replace("name: m", "name: 3"), "model.name (line 2)", ["found `3`", "text", "in quotes"]),
+    "empty budget": (optimization("budget: {}"), "optimization.budget (line 5)", ["sets no limit", "gpu_hours"]),
+    "negative budget": (
+        optimization("budget: {gpu_hours: -1}"),
+        "optimization.budget.gpu_hours (line 5)",
+        ["found `-1`", "more than 0"],
+    ),
+    "unknown unit of time": (
+        optimization("budget: {wall_time: 8 hours}"),
+        "optimization.budget.wall_time (line 5)",
+        ["`8 hours` is no length of time", "8h"],
+    ),
+    "no length of time": (
+        optimization("budget: {wall_time: [8]}"),
+        "optimization.budget.wall_time (line 5)",
+        ["a number"],
+    ),
+    "misspelt budget": (
+        optimization("budget: {gpu_hour: 8}"),
+        "optimization.budget.gpu_hour (line 5)",
+        ["did you mean `gpu_hours`"],
+    ),
+    "money without a price": (
+        optimization("budget: {cost: 8}"),
+        "optimization.price_per_gpu_hour (line 5)",
+        ["is missing", "a budget in money"],
+    ),
     "text as number": (
         optimization('max_iterations: "4"'),
         "optimization.max_iterations (line 5)",

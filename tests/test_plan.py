@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from raytune_autotuner.errors import SpecError
 from raytune_autotuner.planning.checks import load_checked
 from raytune_autotuner.planning.plan import Plan, duration, ladder, make_plan, render
 from raytune_autotuner.records import LevelSearch, Load, Rung, from_json, to_json
@@ -109,6 +110,38 @@ def test_estimates_are_bounded() -> None:
         < (plan(NONE, "benchmark.max_requests_per_iteration=2000").total_s[0])
     )
     assert plan("optimization.max_concurrent_trials=3").total_s[1] == pytest.approx(p.total_s[1] / 3)
+
+
+def test_the_budget_against_the_plan() -> None:
+    """As many points as it pays for besides the baseline and the least of confirming runs, at worst and at best."""
+    assert plan().allowed is None
+    rich = plan("optimization.budget={gpu_hours: 1000}", "optimization.max_iterations=16")
+    assert rich.allowed == (16, 16)
+    assert "1,000 GPU-hours: allows about 16 of 16 points" in shown(rich)
+    p = plan("optimization.budget={wall_time: 1h}", "optimization.max_iterations=16")
+    assert p.allowed is not None
+    low, high = p.allowed
+    assert low == (3600 - 5 * 600) // 600
+    assert low < high <= 16
+    assert f"60 min: allows {low} to {high} of 16 points" in shown(p)
+
+
+@pytest.mark.parametrize(
+    ("budget", "price", "place", "found"),
+    [
+        ("{gpu_hours: 0.01}", "", "optimization.budget.gpu_hours", "found 0.01 GPU-hours"),
+        ("{wall_time: 60}", "", "optimization.budget.wall_time", "found 60 s"),
+        ("{cost: 0.01}", "optimization.price_per_gpu_hour=1", "optimization.budget.cost", "found 0.01 in money"),
+    ],
+)
+def test_a_budget_that_cannot_pay_for_an_answer_is_refused(budget: str, price: str, place: str, found: str) -> None:
+    """Not even at best: baseline, one trial, and the winner confirmed."""
+    with pytest.raises(SpecError) as error:
+        plan(f"optimization.budget={budget}", *([price] if price else []))
+    (problem,) = error.value.problems
+    assert problem.place.startswith(place)
+    assert found in problem.message
+    assert "the baseline, one trial and 4 confirming runs take at least" in problem.message
 
 
 def test_cost() -> None:

@@ -71,6 +71,7 @@ class Fence:
     over: str | None = None
     refused: list[tuple[Proposal, Failure]] = field(default_factory=list)
     repeats: list[str] = field(default_factory=list)
+    too_dear: list[Parameters] = field(default_factory=list)
     records: dict[str, TrialRecord] = field(default_factory=dict)
     asks: list[Sequence[Ask]] = field(default_factory=list)
     """What the verdict wants to be measured, each time that it is asked."""
@@ -87,6 +88,9 @@ class Fence:
 
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         self.refused.append((proposal, failure))
+
+    def affords(self, parameters: Parameters) -> bool:
+        return parameters not in self.too_dear
 
     def repeated(self, config: str) -> None:
         self.repeats.append(config)
@@ -411,6 +415,17 @@ def test_the_search_ends_when_it_is_enough() -> None:
     d.gate.over = "the budget is spent"
     assert d.finished()
     assert len(spy.asked) == 1
+
+
+def test_what_is_too_dear_is_passed_over() -> None:
+    """It is no result: the source learns nothing, and a cheaper one takes its place."""
+    spy = Spy([{"a": 8}, {"a": 1}])
+    d = driver(spy)
+    d.gate.too_dear.append({"a": 8})
+    d.end(d.ask()[0], [1.0, 1.0])
+    assert d.ask()[1].parameters == {"a": 1}
+    assert spy.told[spy.asked[0]] is None
+    assert d.refused == []
 
 
 def test_what_cannot_fit_is_refused_before_it_is_queued() -> None:

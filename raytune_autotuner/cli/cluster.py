@@ -15,12 +15,16 @@ from raytune_autotuner.cli.options import (
     name_option,
     overrides_option,
     resume_option,
+    reuse_option,
     storage_option,
     task_argument,
 )
 
 if TYPE_CHECKING:
+    from raytune_autotuner.engines import Engine
     from raytune_autotuner.jobs import JobServer
+    from raytune_autotuner.submit import Experiment
+    from raytune_autotuner.task.spec import Task
 
 
 @click.command()
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 @measured_option
 @name_option
 @resume_option
+@reuse_option
 @click.option(
     "--shared",
     multiple=True,
@@ -49,6 +54,7 @@ def submit(
     measured: str | None,
     name: str | None,
     resume: str | None,
+    reuse: bool,
     shared: tuple[Path, ...],
     ship_package: bool,
     wait: bool,
@@ -62,18 +68,19 @@ def submit(
     from raytune_autotuner.planning.checks import load_checked
     from raytune_autotuner.shipping import pack
 
-    task, _ = load_checked(task_file, (*overrides, *([measured] if measured else [])))
+    task, engine = load_checked(task_file, (*overrides, *([measured] if measured else [])))
     submit.checked_resume(resume, name)
     experiment = submit.Experiment(
         task=task,
         name=submit.checked_name(name) if name else experiment_name(task.task_name),
         storage=submit.checked_storage(storage),
-        arguments=("--resume", resume) if resume else (),
+        arguments=(*(("--resume", resume) if resume else ()), *(("--reuse",) if reuse else ())),
     )
     parcel = pack(task, shared)
     from raytune_autotuner.jobs import JobServer  # slow to import, and the task may be wrong
 
     server = JobServer.connect(address)
+    _show_plan(task, engine, experiment)
     for note in parcel.notes:
         click.echo(f"note: {note}")
     with submit.ordered(experiment, parcel, ship_package) as order:
@@ -81,6 +88,18 @@ def submit(
     click.echo(f"Experiment {experiment.name} in {experiment.storage}, job {order.submission_id}")
     click.echo(f"Dashboard: {server.page(order.submission_id)}")
     return _follow(server, order.submission_id) if wait else OK
+
+
+def _show_plan(task: Task, engine: Engine, experiment: Experiment) -> None:
+    """With times of earlier experiments, where the storage can be read from here."""
+    from raytune_autotuner import display
+    from raytune_autotuner.earlier import recent
+    from raytune_autotuner.planning.experience import experience
+    from raytune_autotuner.planning.plan import make_plan, render
+    from raytune_autotuner.storage import Storage
+
+    found = recent(Storage(experiment.storage), but=experiment.name)
+    display.console().print(render(make_plan(task, engine, experience(found, task, engine))))
 
 
 def _follow(server: JobServer, submission_id: str) -> int:

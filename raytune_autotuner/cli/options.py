@@ -61,6 +61,9 @@ name_option = click.option("--name", help="Name of the experiment; default: the 
 resume_option = click.option(
     "--resume", type=click.Choice(["auto"]), help="auto: go on with the experiment of that --name if there is one."
 )
+reuse_option = click.option(
+    "--reuse", is_flag=True, help="Take over what earlier experiments have measured, where everything is equal."
+)
 measured_option = click.option(
     "--benchmark-job/--direct",
     "measured",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from raytune_autotuner.cli.options import (
     name_option,
     overrides_option,
     resume_option,
+    reuse_option,
     storage_option,
     task_argument,
 )
@@ -27,7 +29,9 @@ from raytune_autotuner.records import Parameters
 
 if TYPE_CHECKING:
     from raytune_autotuner.engines import Engine
+    from raytune_autotuner.experiment import Options
     from raytune_autotuner.results import Results
+    from raytune_autotuner.setup import Setup
     from raytune_autotuner.storage import ExperimentFolder
     from raytune_autotuner.task.spec import Task
 
@@ -56,6 +60,7 @@ class How:
     force: bool
     resume: bool
     ended_is_ok: bool
+    reuse: bool = False
 
 
 @click.command()
@@ -66,6 +71,7 @@ class How:
 @results_option
 @name_option
 @resume_option
+@reuse_option
 @force_option
 @dashboard_option
 @ended_is_ok_option
@@ -77,6 +83,7 @@ def run(
     measured: str | None,
     name: str | None,
     resume: str | None,
+    reuse: bool,
     results_path: Path | None,
     dashboard: bool,
     force: bool,
@@ -91,7 +98,8 @@ def run(
     for note in filter(None, (stop_note(os.environ), storage_note(os.environ, storage))):
         click.echo(note, err=True)
     task, engine = load_checked(task_file, (*overrides, *([measured] if measured else [])))
-    return _run(task, engine, storage, name, How(results_path, dashboard, force, resume is not None, ended_is_ok))
+    how = How(results_path, dashboard, force, resume is not None, ended_is_ok, reuse)
+    return _run(task, engine, storage, name, how)
 
 
 @click.command()
@@ -119,12 +127,25 @@ def resume(
 @click.command()
 @click.argument("experiment")
 @click.option("--trials", type=click.IntRange(min=1), required=True, help="How many more the search may propose.")
+@overrides_option
 @storage_option
 @results_option
+@reuse_option
 @dashboard_option
 @exit_codes
-def extend(experiment: str, trials: int, storage: str, results_path: Path | None, dashboard: bool) -> int:
-    """Search on in a finished experiment; everything that it has measured is known to the search."""
+def extend(
+    experiment: str,
+    trials: int,
+    overrides: tuple[str, ...],
+    storage: str,
+    results_path: Path | None,
+    reuse: bool,
+    dashboard: bool,
+) -> int:
+    """Search on in a finished experiment; everything that it has measured is known to the search.
+
+    One that its budget has ended needs a larger one, e.g. --set optimization.budget.gpu_hours=40.
+    """
     from raytune_autotuner import history, overview
     from raytune_autotuner.planning.checks import load_document
     from raytune_autotuner.storage import Storage
@@ -133,10 +154,9 @@ def extend(experiment: str, trials: int, storage: str, results_path: Path | None
     folder = overview.find(Storage(storage), experiment)
     _refuse_course(folder)
     more = f"optimization.max_iterations={history.searched(folder) + trials}"
-    task, engine = load_document(taskfile.override(overview.read_document(folder), [more]))
-    return _run(
-        task, engine, storage, folder.name, How(results_path, dashboard, force=False, resume=True, ended_is_ok=False)
-    )
+    task, engine = load_document(taskfile.override(overview.read_document(folder), [*overrides, more]))
+    how = How(results_path, dashboard, force=False, resume=True, ended_is_ok=False, reuse=reuse)
+    return _run(task, engine, storage, folder.name, how)
 
 
 def _refuse_course(folder: ExperimentFolder) -> None:
@@ -149,11 +169,14 @@ def _refuse_course(folder: ExperimentFolder) -> None:
 
 def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -> int:
     from raytune_autotuner import display, experiment, overview
+    from raytune_autotuner.earlier import recent
+    from raytune_autotuner.planning.experience import experience
     from raytune_autotuner.planning.plan import make_plan, render
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
 
-    plan = make_plan(task, engine)
+    found = recent(Storage(storage), but=name or "")
+    plan = make_plan(task, engine, experience(found, task, engine))
     console = display.console()
     console.print(render(plan))
     setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
@@ -161,7 +184,9 @@ def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -
     if path.is_dir():
         raise SpecError.single("--results", f"{path} is a folder; name a file", "run")
     goes_on = how.resume and setup.folder.root.exists("task.json")
-    options = experiment.Options(path, how.dashboard, resume=goes_on, force=how.force)
+    options = experiment.Options(path, how.dashboard, resume=goes_on, force=how.force, earlier=found, reuse=how.reuse)
+    for line in _of_earlier(setup, options):
+        console.print(line, markup=False, highlight=False)
     with display.progress(setup.folder, plan.trials, console):
         results = experiment.run(setup, options)
     said = overview.importances(setup.folder)
@@ -176,6 +201,18 @@ def _exit_code(results: Results) -> int:
     if end is not None and (results.winner or end.kind == "infrastructure"):
         return ENVIRONMENT  # what worked before does not any more, or none of it was the configurations' fault
     return OK if results.winner else NOTHING_FEASIBLE
+
+
+def _of_earlier(setup: Setup, options: Options) -> Iterator[str]:
+    """What comes from elsewhere into this experiment, in words."""
+    from raytune_autotuner import reuse, warm_start
+
+    before = warm_start.load(setup.folder) if options.resume else None
+    for first in warm_start.first_points(setup, options.earlier) if before is None else before:
+        said = ", ".join(f"{name}={value}" for name, value in first.parameters.items())
+        yield f"tried first: {said} ({first.why})"
+    notes = reuse.matches(setup, options.earlier).notes if options.reuse else options.earlier.notes
+    yield from (f"note: {note}" for note in notes)
 
 
 @click.command()

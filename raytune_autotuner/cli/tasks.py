@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from raytune_autotuner.cli.options import ENVIRONMENT, OK, exit_codes, overrides_option, task_argument
+from raytune_autotuner.cli.options import ENVIRONMENT, OK, exit_codes, overrides_option, storage_option, task_argument
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.planning.init_task import GOALS, Wish, write_task
 
@@ -18,15 +18,25 @@ GC_S = 300.0
 @click.command()
 @task_argument
 @overrides_option
+@storage_option
 @exit_codes
-def validate(task_file: Path, overrides: tuple[str, ...]) -> int:
-    """Check a task file and show the plan: trials, rungs, time, cost. Starts nothing."""
+def validate(task_file: Path, overrides: tuple[str, ...], storage: str) -> int:
+    """Check a task file and show the plan: trials, rungs, time, cost. Starts nothing.
+
+    Times are those of earlier experiments in the storage, where there are any of the same model and engine.
+    """
     from raytune_autotuner import display
+    from raytune_autotuner.earlier import recent
     from raytune_autotuner.planning.checks import load_checked
+    from raytune_autotuner.planning.experience import experience
     from raytune_autotuner.planning.plan import make_plan, render
+    from raytune_autotuner.storage import Storage
 
     task, engine = load_checked(task_file, overrides)
-    display.console().print(render(make_plan(task, engine)))
+    found = recent(Storage(storage))
+    display.console().print(render(make_plan(task, engine, experience(found, task, engine))))
+    for note in found.notes:
+        click.echo(f"note: {note}", err=True)
     return OK
 
 

@@ -170,6 +170,11 @@ class Preset(Model):
     parameters: dict[str, Parameter] = Field(min_length=1)
 
 
+class Start(Model):
+    description: str
+    parameters: dict[str, ParameterValue] = Field(min_length=1)
+
+
 class Engine(Model):
     """What an engine file says."""
 
@@ -189,6 +194,7 @@ class Engine(Model):
     terms: dict[str, Formula] = Field(default_factory=dict, description="what `fits` and later terms may speak of")
     fits: tuple[Fit, ...] = Field((), description="what a start surely needs; the unknown is no need")
     presets: dict[str, Preset] = Field(default_factory=dict)
+    starts: tuple[Start, ...] = Field((), description="configurations that are worth trying first")
     api_backend: Literal["openai", "vllm", "sglang"] = "openai"
     server_engine: str = Field(description="genai-bench's --server-engine")
     cache_reset: CacheReset | None = Field(None, description="how its caches are emptied before each load")
@@ -209,6 +215,7 @@ class Engine(Model):
         ]
         faults += [fault for failure in self.failures for fault in _failure_faults(self, failure)]
         faults += [fault for name, preset in self.presets.items() for fault in _preset_faults(self, name, preset)]
+        faults += [fault for start in self.starts for fault in _start_faults(self, start)]
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -254,6 +261,15 @@ def _preset_faults(engine: Engine, preset: str, content: Preset) -> Iterator[str
         elif isinstance(asked, Choice) and known.values:
             wrong = [value for value in asked.values if value is not None and value not in known.values]
             yield from (f"presets.{preset}.{name}: {value!r} is not among the values" for value in wrong)
+
+
+def _start_faults(engine: Engine, start: Start) -> Iterator[str]:
+    for name, value in start.parameters.items():
+        known = engine.parameters.get(name)
+        if known is None:
+            yield f"starts: {name} is no parameter of this engine"
+        elif known.values and value is not None and value not in known.values:
+            yield f"starts: {name}: {value!r} is not among the values"
 
 
 def engine_names() -> list[str]:
@@ -396,6 +412,12 @@ def spoken(engine: Engine, args: Sequence[str]) -> dict[str, Hashable]:
         before = said.get(option.flag, ())
         said[option.flag] = (*(before if isinstance(before, tuple) else ()), *option.values)
     return said
+
+
+def usual_values(engine: Engine, runtime_args: Sequence[str]) -> dict[str, ParameterValue]:
+    """What parameters are when a trial leaves them out: by the runtime's own arguments, else by the engine file."""
+    defaults = {name: p.default for name, p in engine.parameters.items() if p.default is not None}
+    return {**defaults, **dict(_values(engine, arguments.split(runtime_args)))}
 
 
 def _values(engine: Engine, options: Iterable[Option]) -> Iterator[tuple[str, ParameterValue]]:

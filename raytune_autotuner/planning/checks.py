@@ -7,6 +7,7 @@ rules, here and in ``rules``, find about the rest of it, all at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice, product
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from raytune_autotuner.engines import Engine, EngineParameter, load_engine
 from raytune_autotuner.errors import Problem, SpecError
+from raytune_autotuner.planning.plan import make_plan, unpayable
 from raytune_autotuner.planning.rules import TASK_RULES
 from raytune_autotuner.planning.space import Rule, Space, count, grid_value
 from raytune_autotuner.records import Parameters, ParameterValue
@@ -108,7 +110,7 @@ def _findings(reading: Reading, engine: Engine | None) -> Iterator[Fault]:
             f for rule, parts in ENGINE_RULES.items() if reading.intact(*map(_way, parts)) for f in rule(task, engine)
         ]
         whole = not named and reading.intact(("parameters",), ("presets",), ("constraints",))
-        found += named or (list(_feasible(task, engine)) if whole else [])
+        found += named or ([*_feasible(task, engine), *_affordable(task, engine)] if whole else [])
     yield from (fault for fault in found if reading.intact(fault[0]))
 
 
@@ -277,6 +279,15 @@ def _feasible(task: Task, engine: Engine) -> Iterator[Fault]:
         space.sample(np.random.default_rng(0))
     except SpecError as error:
         yield ("constraints",), error.problems[0].message
+
+
+def _affordable(task: Task, engine: Engine) -> Iterator[Fault]:
+    """Whether the budget pays at all for an answer, on a fast engine."""
+    if task.optimization.budget is None:
+        return
+    with suppress(SpecError):  # whose own rule tells of it
+        plan = make_plan(task, engine)
+        yield from ((("optimization", "budget", place), message) for place, message in unpayable(plan))
 
 
 EngineRule = Callable[[Task, Engine], Iterable[Fault]]

@@ -11,10 +11,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from raytune_autotuner.budget import Limits
 from raytune_autotuner.capacity import most_probes
 from raytune_autotuner.engines import Engine, gpu_count
 from raytune_autotuner.objectives import OBJECTIVES, title
 from raytune_autotuner.planning import impossible
+from raytune_autotuner.planning.experience import Experience
 from raytune_autotuner.planning.levels import SHORT_REQUESTS, capacity_search, searching_ladder
 from raytune_autotuner.planning.space import MAX_CANDIDATES, Space
 from raytune_autotuner.records import Load, Parameters, Rung
@@ -39,6 +41,17 @@ Span = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Seconds:
+    """For which trials hold their GPUs."""
+
+    whole: Span
+    """The baseline, which always goes to the end."""
+    search: Span
+    """On the average over the search, where trials are stopped early."""
+    confirm: Span
+
+
+@dataclass(frozen=True)
 class Plan:
     task_name: str
     objective: str
@@ -58,6 +71,16 @@ class Plan:
     cost: Span | None
     notes: tuple[str, ...]
     assumptions: tuple[str, ...]
+    seconds: Seconds
+    confirm: tuple[int, int] = (0, 0)
+    """Confirming runs, at least and at most."""
+    limits: Limits | None = None
+    at_once: int = 1
+
+    @property
+    def allowed(self) -> tuple[int, int] | None:
+        """How many points of the search the budget pays for, at worst and at best; ``None`` without a budget."""
+        return None if self.limits is None else (_payable(self, 1), _payable(self, 0))
 
 
 def ladder(task: Task) -> tuple[Rung, ...]:
@@ -97,8 +120,8 @@ def _short(benchmark: Benchmark, loads: int) -> Rung | None:
     return Rung(0, (load,), requests, benchmark.max_time_per_iteration) if requests else None
 
 
-def make_plan(task: Task, engine: Engine) -> Plan:
-    """The plan of a checked task.
+def make_plan(task: Task, engine: Engine, experience: Experience | None = None) -> Plan:
+    """The plan of a checked task; its times are measured ones where there is any experience.
 
     Raises:
         SpecError: the engine's formula gives no number of GPUs for a configuration.
@@ -111,7 +134,8 @@ def make_plan(task: Task, engine: Engine) -> Plan:
     again = _again(task, points)
     rungs = ladder(task)
     gpus = _gpus(task, engine, examples)
-    trial_s, work_s = _durations(task, rungs, points, again)
+    seconds = _durations(task, rungs, experience)
+    work_s = _work_s(seconds, points, again)
     at_once = task.optimization.max_concurrent_trials or 1
     gpu_hours = (work_s[0] * gpus[0] / 3600, work_s[1] * gpus[1] / 3600)
     price = task.optimization.price_per_gpu_hour
@@ -124,7 +148,7 @@ def make_plan(task: Task, engine: Engine) -> Plan:
         trials=1 + points + again[1],
         rungs=rungs,
         gpus=gpus,
-        trial_s=trial_s,
+        trial_s=seconds.whole,
         total_s=(work_s[0] / at_once, work_s[1] / at_once),
         gpu_hours=gpu_hours,
         cost=(gpu_hours[0] * price, gpu_hours[1] * price) if price else None,
@@ -133,7 +157,11 @@ def make_plan(task: Task, engine: Engine) -> Plan:
             *_search_notes(task),
             *impossible.notes(task, engine, examples),
         ),
-        assumptions=tuple(_assumptions(task)),
+        assumptions=tuple(_assumptions(task, experience)),
+        seconds=seconds,
+        confirm=task.optimization.confirm.runs if points else (0, 0),
+        limits=Limits.of(task.optimization),
+        at_once=at_once,
     )
 
 
@@ -166,11 +194,11 @@ def _gpus(task: Task, engine: Engine, examples: Sequence[Parameters]) -> tuple[i
     return min(counts), max(counts)
 
 
-def _durations(task: Task, rungs: Sequence[Rung], points: int, again: tuple[int, int]) -> tuple[Span, Span]:
-    """Seconds of one whole trial, and of all trials one after the other."""
+def _durations(task: Task, rungs: Sequence[Rung], experience: Experience | None) -> Seconds:
     timeout_s = float(task.optimization.timeout_per_iteration)
-    deploy = DEPLOY_S[task.backend]
-    spans = [_rung_s(task.benchmark, rung) for rung in rungs]
+    deploy = experience.beside_rungs_s if experience else DEPLOY_S[task.backend]
+    known = experience.rungs_s if experience and len(experience.rungs_s) == len(rungs) else ()
+    spans = known or [_rung_s(task.benchmark, rung) for rung in rungs]
 
     def trial(side: int, chosen: Sequence[Span]) -> float:
         return min(timeout_s, deploy[side] + sum(span[side] for span in chosen))
@@ -178,9 +206,51 @@ def _durations(task: Task, rungs: Sequence[Rung], points: int, again: tuple[int,
     asha = task.optimization.scheduler
     stays = [1.0 if asha == "none" else asha.reduction_factor**-n for n in range(len(rungs))]
     stopped_early = deploy[0] + sum(span[0] * share for span, share in zip(spans, stays, strict=True))
-    best = trial(0, spans) + points * min(timeout_s, stopped_early) + again[0] * trial(0, spans[-1:])
-    worst = (1 + points) * trial(1, spans) + again[1] * trial(1, spans[-1:])
-    return (trial(0, spans), trial(1, spans)), (best, worst)
+    search = (stopped_early, trial(1, spans))
+    if experience and experience.search_s is not None:
+        search = (experience.search_s, experience.search_s)
+    return Seconds(
+        whole=(trial(0, spans), trial(1, spans)),
+        search=(min(timeout_s, search[0]), min(timeout_s, search[1])),
+        confirm=(trial(0, spans[-1:]), trial(1, spans[-1:])),
+    )
+
+
+def _work_s(seconds: Seconds, points: int, again: tuple[int, int]) -> Span:
+    """All trials, one after the other; ``again`` are those of a single rung."""
+
+    def work(side: int) -> float:
+        return seconds.whole[side] + points * seconds.search[side] + again[side] * seconds.confirm[side]
+
+    return work(0), work(1)
+
+
+def _payable(plan: Plan, side: int) -> int:
+    """Points of the search that the budget pays for besides the baseline and the least number of confirming runs."""
+    seconds, limits, points = plan.seconds, plan.limits, plan.points
+    assert limits is not None
+    kept_s = seconds.whole[side] + plan.confirm[0] * seconds.confirm[side]
+    if limits.gpu_s is not None:
+        left_s = limits.gpu_s / max(1, plan.gpus[side]) - kept_s
+        points = min(points, math.floor(left_s / seconds.search[side]))
+    if limits.wall_s is not None:
+        points = min(points, plan.at_once * math.floor((limits.wall_s - kept_s) / seconds.search[side]))
+    return max(0, points)
+
+
+def unpayable(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Why a budget is of no use, with its field: it does not even pay for one trial of the search."""
+    limits, seconds = plan.limits, plan.seconds
+    if limits is None or not plan.points:
+        return
+    least_s = seconds.whole[0] + seconds.search[0] + plan.confirm[0] * seconds.confirm[0]
+    cure = "give more, lower optimization.confirm.repeats, or send fewer requests"
+    what = f"the baseline, one trial and {plan.confirm[0]} confirming runs take at least"
+    gpu_s = least_s * max(1, plan.gpus[0])
+    if limits.gpu_s is not None and gpu_s > limits.gpu_s:
+        yield limits.place, f"found {limits.said(limits.gpu_s)}, and {what} {limits.said(gpu_s)}: {cure}"
+    if limits.wall_s is not None and least_s > limits.wall_s:
+        yield "wall_time", f"found {duration(limits.wall_s)}, and {what} {duration(least_s)}: {cure}"
 
 
 def _rung_s(benchmark: Benchmark, rung: Rung) -> Span:
@@ -233,7 +303,18 @@ def _search_notes(task: Task) -> Iterator[str]:
         yield f"of benchmark.num_concurrency only the lowest, {min(levels)}, is used: the search begins there"
 
 
-def _assumptions(task: Task) -> Iterator[str]:
+def _assumptions(task: Task, experience: Experience | None) -> Iterator[str]:
+    if experience is not None:
+        yield from experience.said()
+    if experience is None or not experience.rungs_s:
+        yield from _guesses(task)
+    if task.optimization.max_concurrent_trials is None:
+        yield "one trial runs at a time; more run at once where GPUs are free"
+    else:
+        yield f"{task.optimization.max_concurrent_trials} trials run at a time"
+
+
+def _guesses(task: Task) -> Iterator[str]:
     deploy = DEPLOY_S[task.backend]
     yield (
         f"at best an engine prefills {BEST_PREFILL_TOKENS_PER_S:,.0f} tokens/s, takes {BEST_TPOT_S * 1000:.0f} ms per "
@@ -243,10 +324,6 @@ def _assumptions(task: Task) -> Iterator[str]:
         f"at worst every load takes its {task.benchmark.max_time_per_iteration} minutes, a deployment "
         f"{duration(deploy[1])}, and a trial its timeout of {duration(task.optimization.timeout_per_iteration)}"
     )
-    if task.optimization.max_concurrent_trials is None:
-        yield "one trial runs at a time; more run at once where GPUs are free"
-    else:
-        yield f"{task.optimization.max_concurrent_trials} trials run at a time"
 
 
 def duration(seconds: float) -> str:
@@ -282,6 +359,21 @@ def _facts(plan: Plan) -> Iterator[tuple[str, str]]:
         yield "GPU-hours", _range(*(f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}" for hours in plan.gpu_hours))
     if plan.cost is not None:
         yield "cost", _range(*(f"{cost:,.2f}" for cost in plan.cost))
+    if plan.limits is not None and plan.allowed is not None:
+        yield "budget", f"{_limits(plan)}: allows {_counted(plan.allowed)} of {plan.points} points, and confirming runs"
+
+
+def _limits(plan: Plan) -> str:
+    limits = plan.limits
+    assert limits is not None
+    unit = "GPU-hours" if plan.gpus[1] else "machine-hours"
+    amount = [limits.said(limits.gpu_s, unit)] if limits.gpu_s is not None else []
+    return ", ".join([*amount, *([duration(limits.wall_s)] if limits.wall_s is not None else [])])
+
+
+def _counted(allowed: tuple[int, int]) -> str:
+    low, high = allowed
+    return f"about {low}" if low == high else f"{low} to {high}"
 
 
 def _range(low: str, high: str) -> str:

@@ -33,6 +33,8 @@ def _objective(task: Task) -> Iterator[Fault]:
         yield ("optimization", "slo"), f"is missing; {name} asks what keeps it: write limits on {valid}"
     if name == "minimize_cost" and optimization.price_per_gpu_hour is None:
         yield ("optimization", "price_per_gpu_hour"), "is missing; the objective minimize_cost needs it"
+    if optimization.budget and optimization.budget.cost is not None and optimization.price_per_gpu_hour is None:
+        yield ("optimization", "price_per_gpu_hour"), "is missing; a budget in money needs it"
 
 
 def _objectives(task: Task) -> Iterator[Fault]:

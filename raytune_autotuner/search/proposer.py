@@ -125,6 +125,9 @@ class Gate(Protocol):
     def enough(self) -> str | None:
         """Why the search ends here, before its trials are used up; ``None`` while it goes on."""
 
+    def affords(self, parameters: Parameters) -> bool:
+        """Whether the budget pays for a trial of this configuration."""
+
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         """Record a trial that is not going to run."""
 
@@ -181,7 +184,9 @@ class Proposer(Searcher):
         """Go on where the experiment was; a configuration that runs again is told to its source under its hash."""
         trials = [(r.number, r.trial) for r in past.ended] + [(p.number, p.trial) for p in past.open]
         self._numbered = max((number for number, _ in trials), default=-1) + 1
-        self._searched = len({trial.config for _, trial in trials if trial.purpose == "search"})
+        taken_over = {r.trial for r in past.ended if r.reused_from}  # no trial of this search
+        own = (trial for _, trial in trials if trial not in taken_over)
+        self._searched = len({trial.config for trial in own if trial.purpose == "search"})
         self._controls = len({trial for _, trial in trials if trial.purpose == "control"})
         self._repeats = {trial.config: 0 for _, trial in trials}
         for _, trial in trials:
@@ -260,6 +265,9 @@ class Proposer(Searcher):
                 self._waiting.setdefault(name, []).append(key)
             else:
                 source.tell(key, self._knowledge.told(known))
+            return False
+        if not self._gate.affords(parameters):
+            source.tell(key, None)
             return False
         known = self._knowledge.add(parameters)
         self._searched += 1

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.task import scenarios, taskfile
@@ -22,7 +22,7 @@ from raytune_autotuner.task.faults import explain
 from raytune_autotuner.task.ome import OmeSpec
 from raytune_autotuner.task.parameters import Model, Parameter
 from raytune_autotuner.task.taskfile import Document, Fault, Steps
-from raytune_autotuner.task.texts import ExpressionText, ParameterName, ScenarioText, VariableName
+from raytune_autotuner.task.texts import ExpressionText, ParameterName, ScenarioText, Seconds, VariableName
 from raytune_autotuner.task.tracking import Tracking
 
 NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
@@ -89,6 +89,24 @@ class Canary(Model):
     max_tokens: int = Field(32, ge=1, le=4096, description="of each answer")
 
 
+class Budget(Model):
+    """A hard stop. What confirming the winner costs is kept back of it."""
+
+    gpu_hours: float | None = Field(
+        None, gt=0, description="GPUs times hours, of all trials together (machine-hours where there are no GPUs)"
+    )
+    wall_time: Seconds | None = Field(
+        None, gt=0, description="how long the experiment may run, e.g. 8h, 90min or seconds; all its sessions together"
+    )
+    cost: float | None = Field(None, gt=0, description="money; needs optimization.price_per_gpu_hour")
+
+    @model_validator(mode="after")
+    def _something(self) -> Budget:
+        if self.gpu_hours is None and self.wall_time is None and self.cost is None:
+            raise ValueError("sets no limit; valid are gpu_hours, wall_time and cost, e.g. {gpu_hours: 20}")
+        return self
+
+
 Metric = str
 
 
@@ -128,7 +146,6 @@ class Optimization(Model):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="the same seed proposes the same configurations")
     max_concurrent_trials: int | None = Field(None, ge=1, description="default: as many as the resources allow")
-    price_per_gpu_hour: float | None = Field(None, gt=0, description="money; for the objective minimize_cost")
     baseline_every: int | None = Field(
         10, ge=1, description="the baseline is measured again after so many trials, to see what drifts; null: never"
     )
@@ -138,6 +155,13 @@ class Optimization(Model):
         description="so many trials in a row that fail with the same cause end the search (more, where failures are so "
         "common that this may be chance); null: never",
     )
+    price_per_gpu_hour: float | None = Field(
+        None, gt=0, description="money; for the objective minimize_cost, a budget in money, and the ledger"
+    )
+    warm_start: bool = Field(
+        True, description="begin with the engine's starting points and the best of the nearest earlier experiments"
+    )
+    budget: Budget | None = Field(None, description="what the experiment may cost at most, e.g. {gpu_hours: 20}")
     confirm: Confirm = Field(Confirm(), description="the winner is measured against the baseline again")
 
 

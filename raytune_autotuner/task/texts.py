@@ -6,7 +6,7 @@ import keyword
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 
 from raytune_autotuner.task import expressions, scenarios
 
@@ -45,3 +45,24 @@ VariableName = Annotated[str, AfterValidator(_variable_name)]
 ExpressionText = Annotated[str, AfterValidator(_expression)]
 ScenarioText = Annotated[str, AfterValidator(_scenario)]
 ParameterName = Annotated[str, AfterValidator(_parameter_name)]
+
+
+UNITS_S = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+LENGTH = r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d)\s*"
+
+
+def _seconds(value: object) -> object:
+    """A length of time as people write it; a number stays what it is."""
+    if not isinstance(value, str):
+        return value
+    if found := re.fullmatch(LENGTH, value):
+        return float(found[1]) * UNITS_S[found[2]]
+    raise ValueError(f"`{value}` is no length of time: write seconds, or a number with s, min, h or d, e.g. 8h")
+
+
+Seconds = Annotated[
+    float,
+    BeforeValidator(_seconds),
+    WithJsonSchema({"anyOf": [{"type": "number", "minimum": 0}, {"type": "string", "pattern": f"^{LENGTH}$"}]}),
+]
+"""Seconds, written as a number or as a text such as ``8h``."""

@@ -170,6 +170,7 @@ class FakeSetup(Setup):
             context=Context(0, self.task.optimization),
             timeout_s=self.trial_timeout_s,
             queued_s=queued_s,
+            limited=self.task.optimization.budget is not None,
         )
         faults = Faults(str(parameters.get("fault", "")))
         speed = float(parameters.get("speed") or self.baseline_speed)

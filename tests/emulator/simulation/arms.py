@@ -49,6 +49,9 @@ class OpenGate:
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         pass
 
+    def affords(self, parameters: Parameters) -> bool:
+        return True
+
     def repeated(self, config: str) -> None:
         pass
 

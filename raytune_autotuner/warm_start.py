@@ -1,0 +1,183 @@
+"""What is tried first: the engine's own starting points, then the best of the nearest earlier experiments.
+
+How far an earlier experiment is from a new one is a weighted sum over what decides which configuration is best, each
+part between 0 (the same) and 1 (as different as can be): the model, the workload (kind of task, tokens in and out,
+clients), the hardware, the objective and the engine's version. Another engine has other parameters, so nothing is
+learnt from it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from difflib import SequenceMatcher
+
+from raytune_autotuner.earlier import Earlier, Found, age
+from raytune_autotuner.engines import Engine, usual_values
+from raytune_autotuner.identity import Identity, identity
+from raytune_autotuner.planning.space import Space, coordinate, count, grid_value
+from raytune_autotuner.records import Parameters, ParameterValue, config_hash
+from raytune_autotuner.results import to_text
+from raytune_autotuner.setup import Setup
+from raytune_autotuner.storage import ExperimentFolder
+from raytune_autotuner.task import scenarios
+from raytune_autotuner.task.parameters import Boolean, Choice, Parameter
+from raytune_autotuner.task.spec import Benchmark
+
+WEIGHTS = {"model": 3.0, "workload": 3.0, "hardware": 2.0, "objective": 2.0, "version": 1.0}
+FARTHEST = 6.0
+"""Of 11; nothing is taken from an experiment that is farther."""
+UNKNOWN = 0.5
+OCTAVES = 3.0
+"""A number that is eight times another one is as different as can be."""
+EARLIER_POINTS, OF_ONE = 4, 2
+"""So many configurations come from earlier experiments, and from one of them."""
+PRESET_POINTS = 4
+FILE = "first.json"
+
+
+@dataclass(frozen=True)
+class First:
+    """A configuration that is tried before the strategy has any say."""
+
+    parameters: dict[str, ParameterValue]
+    why: str
+
+
+def first_points(setup: Setup, found: Found) -> tuple[First, ...]:
+    """What the search of a new experiment begins with; at most half of its trials.
+
+    A grid is tried whole, or sampled evenly, and begins nowhere.
+    """
+    optimization, space = setup.task.optimization, Space.of(setup.task, setup.engine)
+    if not optimization.warm_start or optimization.strategy == "grid_search" or not space.dimensions:
+        return ()
+    room = max(1, optimization.max_iterations // 2)
+    usual = usual_values(setup.engine, setup.runtime_args)
+    seen = {config_hash({})}
+    presets = list(_new(_presets(setup.engine, space, usual), seen))[:PRESET_POINTS]
+    most = min(EARLIER_POINTS, max(room // 2, room - len(presets)))
+    earlier = list(_new(_earlier(setup, found, space, usual), seen))[:most]
+    return (*presets[: max(0, room - len(earlier))], *earlier)
+
+
+def begin(setup: Setup, found: Found) -> tuple[First, ...]:
+    """As ``first_points``, and the same again when the experiment is resumed."""
+    if (before := load(setup.folder)) is not None:
+        return before
+    points = first_points(setup, found)
+    setup.folder.root.write(FILE, to_text([asdict(point) for point in points]))  # type: ignore[arg-type]
+    return points
+
+
+def load(folder: ExperimentFolder) -> tuple[First, ...] | None:
+    text = folder.root.read(FILE)
+    return None if text is None else tuple(First(**point) for point in json.loads(text))
+
+
+def _new(points: Iterable[First], seen: set[str]) -> Iterator[First]:
+    for point in points:
+        if (name := config_hash(point.parameters)) not in seen:
+            seen.add(name)
+            yield point
+
+
+def _presets(engine: Engine, space: Space, usual: Parameters) -> Iterator[First]:
+    for start in engine.starts:
+        if (found := projected(space, start.parameters, usual)) is not None:
+            yield First(dict(found), f"{engine.name}: {start.description}")
+
+
+def _earlier(setup: Setup, found: Found, space: Space, usual: Parameters) -> Iterator[First]:
+    mine = identity(setup)
+    far = [(distance(setup, mine, earlier), earlier) for earlier in found.experiments]
+    for how_far, earlier in sorted((pair for pair in far if pair[0] <= FARTHEST), key=lambda pair: pair[0]):
+        for place, parameters in enumerate(earlier.best(OF_ONE), 1):
+            if (point := projected(space, parameters, usual)) is not None:
+                what = f"number {place} of {earlier.name}, {age(earlier.ended_at)} old, at distance {how_far:.1f}"
+                yield First(dict(point), what)
+
+
+def distance(setup: Setup, mine: Identity, earlier: Earlier) -> float:
+    """See the top of this module; infinite for another engine."""
+    task, other = setup.task, earlier.task
+    if (earlier.engine or other.engine) != setup.engine.name:
+        return math.inf
+    parts = {
+        "model": 1 - SequenceMatcher(None, task.model.name.lower(), other.model.name.lower()).ratio(),
+        "workload": _workload(task.benchmark, other.benchmark),
+        "hardware": _unlike(mine, earlier.identity, "hardware"),
+        "objective": float(task.optimization.objective != other.optimization.objective),
+        "version": _unlike(mine, earlier.identity, "engine version"),
+    }
+    return sum(WEIGHTS[name] * part for name, part in parts.items())
+
+
+def _unlike(mine: Identity, other: Identity, topic: str) -> float:
+    here, there = mine.get(topic), other.get(topic)
+    return UNKNOWN if here is None or there is None else float(here != there)
+
+
+def _workload(mine: Benchmark, other: Benchmark) -> float:
+    if mine.task != other.task:
+        return 1.0
+    pairs = zip(_sizes(mine), _sizes(other), strict=True)
+    parts = [UNKNOWN if None in pair else _apart(*pair) for pair in pairs]  # type: ignore[arg-type]
+    return sum(parts) / len(parts)
+
+
+def _sizes(benchmark: Benchmark) -> tuple[float | None, float | None, float]:
+    """Tokens in and out of a request, on the mean of the scenarios, and the most clients."""
+    parsed = [scenarios.parse(text) for text in benchmark.scenarios]
+    inputs, outputs = [s.input_tokens for s in parsed], [s.output_tokens for s in parsed]
+    return _mean(inputs), _mean(outputs), float(max(benchmark.levels))
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def _apart(one: float, other: float) -> float:
+    return min(1.0, abs(math.log2((one + 1) / (other + 1))) / OCTAVES)
+
+
+def projected(space: Space, wanted: Parameters, usual: Parameters) -> Parameters | None:
+    """The configuration of a space that is nearest to one from elsewhere.
+
+    ``None`` when they have no parameter in common, or when it breaks a constraint. What is not wanted stays as usual.
+    """
+    if not wanted.keys() & space.parameters.keys():
+        return None
+    point = {
+        dimension.name: _nearest(space.parameters[dimension.name], dimension.name, wanted, usual)
+        for dimension in space.dimensions
+    }
+    found = space.configuration(point)
+    return None if space.problem(found) else found
+
+
+def _nearest(parameter: Parameter, name: str, wanted: Parameters, usual: Parameters) -> float | int:
+    for source in (wanted, usual):
+        if name in source and (at := _coordinate(parameter, source[name])) is not None:
+            return at
+    if isinstance(parameter, Choice):  # the flag left out is the engine's own choice
+        return parameter.values.index(None) if None in parameter.values else 0
+    return 0 if isinstance(parameter, Boolean) else 0.5
+
+
+def _coordinate(parameter: Parameter, value: ParameterValue) -> float | int | None:
+    if (found := coordinate(parameter, value)) is not None:
+        return found
+    if isinstance(value, bool) or not isinstance(value, int | float) or isinstance(parameter, Boolean):
+        return None
+    if isinstance(parameter, Choice):
+        numbers = [v for v in parameter.values if isinstance(v, int | float) and not isinstance(v, bool)]
+        near = min(numbers, key=lambda v: abs(v - value), default=None)
+        return None if near is None else coordinate(parameter, near)
+    inside = min(max(value, parameter.low), parameter.high)
+    steps = count(parameter)
+    index = None if steps is None else min(steps - 1, round((inside - parameter.low) / (parameter.step or 1)))
+    return coordinate(parameter, inside if index is None else grid_value(parameter, index))

@@ -1,0 +1,284 @@
+"""What a new experiment takes from earlier ones in its storage: times, first points, measurements."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raytune_autotuner import history, reuse, warm_start
+from raytune_autotuner.earlier import Found, age, recent
+from raytune_autotuner.engines import load_engine
+from raytune_autotuner.identity import engine_version, hardware, identity, unlike
+from raytune_autotuner.planning.experience import experience
+from raytune_autotuner.planning.plan import make_plan
+from raytune_autotuner.planning.space import Space
+from raytune_autotuner.records import Failure, Reused, TrialId, config_hash
+from raytune_autotuner.results import document, load_results, to_text
+from raytune_autotuner.search.proposer import Past
+from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.task.spec import Task, parse_task
+from tests.fakes.trials import FakeSetup
+from tests.test_results import record
+
+PARAMETERS = {"threads": {"type": "choice", "values": [1, 2, 4]}, "parallel": {"type": "int", "low": 1, "high": 8}}
+
+
+def task(name: str = "t", **changes: Any) -> Task:
+    data: dict[str, Any] = {
+        "task_name": name,
+        "backend": "local",
+        "engine": "llamacpp",
+        "model": {"name": "gemma-270m", "path": "m.gguf"},
+        "parameters": PARAMETERS,
+        "optimization": {"objective": "minimize_latency"},
+        "benchmark": {"traffic_scenarios": ["D(100,100)"], "rungs": [{"max_requests": 8}, {"max_requests": 40}]},
+    }
+    return parse_task({**data, **changes}, "task.yaml")
+
+
+def setup(storage: Path, name: str = "new", of: Task | None = None, **changes: Any) -> FakeSetup:
+    folder = ExperimentFolder(Storage(str(storage)), name)
+    made = FakeSetup(of or task(), load_engine("llamacpp"), folder, tokenizer="", facts={"served_name": "m"})
+    return replace(made, command=("/bin/sh",), **changes)
+
+
+BEST = {"threads": 4, "parallel": 2}
+SECOND = {"threads": 2, "parallel": 8}
+DEAD = {"threads": 1, "parallel": 8}
+
+
+def ended(storage: Path, name: str = "old", of: Task | None = None, **changes: Any) -> FakeSetup:
+    """An experiment that is over: a baseline of 23 s, two trials, one that cannot work, and a confirming run."""
+    made = setup(storage, name, of, **changes)
+    records = [
+        record(0, {}, 2.0, purpose="baseline"),
+        record(1, SECOND, 1.5),
+        record(2, BEST, 1.0),
+        record(3, DEAD, 1.0, outcome="infeasible", rungs=0, failure=Failure("crash", "why")),
+        record(4, BEST, 1.0, purpose="confirm", rungs=1, repeat=1),
+    ]
+    for each in records:
+        made.folder.save_record(each)
+    root = made.folder.root
+    root.write("task.json", made.task.model_dump_json())
+    root.write("inputs.json", json.dumps({"engine": "llamacpp"}))
+    root.write("identity.json", json.dumps(identity(made)))
+    root.write("results.json", to_text(document(load_results(made.folder, made.task), {})))
+    return made
+
+
+def test_what_has_ended_is_found_the_latest_first(tmp_path: Path) -> None:
+    """Up to a number of them, and never the experiment itself."""
+    for name in ("a", "b", "c", "new"):
+        ended(tmp_path, name)
+    found = recent(Storage(str(tmp_path)), but="new", limit=2)
+    assert [each.name for each in found.experiments] == ["c", "b"]
+    assert found.experiments[0].best(5) == [BEST, SECOND]
+    assert recent(Storage(str(tmp_path / "nowhere"))) == Found()
+
+
+@pytest.mark.parametrize("damage", ["task.json", "results.json", "identity.json", "inputs.json"])
+@pytest.mark.parametrize("text", ["{", "[]", '{"all_results": 3}'])
+def test_a_damaged_folder_is_left_out_with_a_note(damage: str, text: str, tmp_path: Path) -> None:
+    """It fails nothing, and the others are read."""
+    ended(tmp_path, "good")
+    ended(tmp_path, "bad").folder.root.write(damage, text)
+    found = recent(Storage(str(tmp_path)))
+    assert "good" in [each.name for each in found.experiments]
+    if "bad" not in [each.name for each in found.experiments]:
+        (note,) = found.notes
+        assert "the earlier experiment bad is left out" in note
+
+
+def test_the_plan_goes_by_what_was_measured(tmp_path: Path) -> None:
+    """Deployments and rungs of the same workload; only deployments of another one; nothing of another model."""
+    ended(tmp_path)
+    found, engine = recent(Storage(str(tmp_path))), load_engine("llamacpp")
+    known = experience(found, task(), engine)
+    assert known is not None
+    assert (known.trials, known.rungs_s) == (3, ((10.0, 10.0), (20.0, 20.0)))
+    assert "times are from 3 earlier trials of old" in next(known.said())
+    plan = make_plan(task(), engine, known)
+    assert plan.trial_s == (30.0, 30.0)
+    other = task(benchmark={"traffic_scenarios": ["D(10,10)"], "model_tokenizer": "x"})
+    partly = experience(found, other, engine)
+    assert partly is not None
+    assert partly.rungs_s == ()
+    assert len([a for a in make_plan(other, engine, partly).assumptions if "earlier trials" in a]) == 1
+    assert experience(found, task(model={"name": "other", "path": "m.gguf"}), engine) is None
+    assert experience(Found(), task(), engine) is None
+
+
+def test_the_search_begins_with_the_engine_and_with_the_best_of_before(tmp_path: Path) -> None:
+    """Inside the space of the new task, each once; the same again when it is resumed."""
+    ended(tmp_path)
+    found = recent(Storage(str(tmp_path)))
+    new = setup(tmp_path)
+    points = warm_start.begin(new, found)
+    assert [p.parameters["parallel"] for p in points] == [8, 2, 2, 8]
+    assert [p.parameters for p in points][2:] == [BEST, SECOND]
+    assert points[0].why.startswith("llamacpp: throughput")
+    assert "number 1 of old" in points[2].why
+    space = Space.of(new.task, new.engine)
+    assert all(space.point(p.parameters) is not None for p in points)
+    assert warm_start.begin(new, Found()) == points
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimization": {"warm_start": False, "objective": "minimize_latency"}},
+        {"optimization": {"strategy": "grid_search", "objective": "minimize_latency"}},
+        {"parameters": {}},
+    ],
+)
+def test_nothing_comes_first_where_nothing_should(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Switched off, a grid, or nothing to search."""
+    ended(tmp_path)
+    assert warm_start.first_points(setup(tmp_path, of=task(**changes)), recent(Storage(str(tmp_path)))) == ()
+
+
+def test_half_of_the_search_is_the_strategy_s_own(tmp_path: Path) -> None:
+    """Of four trials two are given: one by the engine, one by what was measured."""
+    ended(tmp_path)
+    few = setup(tmp_path, of=task(optimization={"objective": "minimize_latency", "max_iterations": 4}))
+    points = warm_start.first_points(few, recent(Storage(str(tmp_path))))
+    assert [p.why.partition(" ")[0] for p in points] == ["llamacpp:", "number"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "how_far"),
+    [
+        ({}, 0.0),
+        ({"optimization": {"objective": "maximize_throughput"}}, 2.0),
+        ({"benchmark": {"traffic_scenarios": ["D(100,100)"], "num_concurrency": [1000]}}, 1.0),
+        ({"benchmark": {"traffic_scenarios": ["dataset"], "dataset": {"path": "x.txt"}}}, 1.0),
+    ],
+)
+def test_experiments_are_near_or_far(changes: dict[str, Any], how_far: float, tmp_path: Path) -> None:
+    """A weighted sum over what decides which configuration is best."""
+    ended(tmp_path)
+    (old,) = recent(Storage(str(tmp_path))).experiments
+    new = setup(tmp_path, of=task(**changes))
+    assert warm_start.distance(new, identity(new), old) == pytest.approx(how_far)
+    assert warm_start.distance(new, {}, replace(old, identity={})) == pytest.approx(how_far + 0.5 * (2 + 1))
+    assert warm_start.distance(new, identity(new), replace(old, engine="vllm")) == float("inf")
+
+
+def test_a_configuration_from_elsewhere_is_brought_into_the_space() -> None:
+    """The nearest value that there is; what it does not say stays as usual; a broken constraint leaves it out."""
+    engine = load_engine("llamacpp")
+    space = Space.of(task(), engine)
+    assert warm_start.projected(space, {"threads": 3.6, "parallel": 99}, {}) == {"threads": 4, "parallel": 8}
+    assert warm_start.projected(space, {"threads": True}, {"parallel": 3}) == {"threads": 1, "parallel": 3}
+    assert warm_start.projected(space, {"batch_size": 5}, {}) is None
+    tight = Space.of(task(constraints=["threads * parallel <= 8"]), engine)
+    assert warm_start.projected(tight, {"threads": 4, "parallel": 8}, {}) is None
+
+
+def test_measurements_are_taken_over_where_everything_is_equal(tmp_path: Path) -> None:
+    """As records that cost nothing, say where they are from, and are none of the search's own trials; once."""
+    ended(tmp_path)
+    new, found = setup(tmp_path), recent(Storage(str(tmp_path)), but="new")
+    assert reuse.take_over(new, found) == 3
+    assert reuse.take_over(new, found) == 0
+    records = new.folder.records()
+    assert [r.trial.purpose for r in records] == ["search"] * 3
+    assert {r.reused_from.trial for r in records if r.reused_from} == {
+        f"search-{config_hash(p)}" for p in (BEST, SECOND, DEAD)
+    }
+    taken = next(r for r in records if r.parameters == BEST)
+    assert (taken.experiment, taken.phases, taken.outcome) == ("new", {}, "completed")
+    assert taken.reused_from is not None
+    assert (taken.reused_from.experiment, taken.reused_from.held_s) == ("old", 23.0)
+    book = load_results(new.folder, new.task).ledger
+    assert (book.total, book.saved.reused) == (0.0, 23.0 + 23.0 + 3.0)
+    past = history.take_up(new.folder, None)
+    assert len(past.ended) == 3
+    assert history.searched(new.folder) == 0
+    assert len(past.lessons().told) == 3
+
+
+def test_what_was_taken_over_is_scored_by_the_new_objective(tmp_path: Path) -> None:
+    """And by its limits: it is the measurement that is taken over."""
+    ended(tmp_path)
+    strict = task(optimization={"objective": "minimize_latency", "slo": {"e2e_p99_s": 0.1}})
+    new = setup(tmp_path, of=strict)
+    reuse.take_over(new, recent(Storage(str(tmp_path)), but="new"))
+    assert all(r.score.violation > 0 for r in new.folder.records() if r.score)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model": {"name": "other", "path": "m.gguf"}}, "model: name was gemma-270m and is other"),
+        ({"benchmark": {"traffic_scenarios": ["D(9,9)"]}}, "workload: traffic_scenarios was"),
+        ({"extra_args": ["--poll", "0"]}, "runtime: arguments was [] and is"),
+    ],
+)
+def test_what_differs_is_told_and_nothing_is_taken_over(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """In words, for each experiment that there is."""
+    ended(tmp_path)
+    new, found = setup(tmp_path, of=task(**changes)), recent(Storage(str(tmp_path)), but="new")
+    found_matches = reuse.matches(new, found)
+    assert found_matches.equal == ()
+    (note,) = found_matches.notes
+    assert note.startswith("nothing is taken over from old: ")
+    assert said in note
+    assert reuse.take_over(new, found) == 0
+    assert reuse.matches(new, Found()).notes == ("there is no earlier experiment to take anything over from",)
+
+
+def test_another_program_or_one_that_is_not_known_is_another_engine(tmp_path: Path) -> None:
+    """Never across engine versions."""
+    old = identity(setup(tmp_path))
+    other = identity(replace(setup(tmp_path), command=("/bin/cat",)))
+    assert any(each.startswith("engine version: was") for each in unlike(other, old))
+    unknown = replace(setup(tmp_path), command=("/nowhere/server",))
+    assert engine_version(unknown) is None
+    assert "engine version is not known here" in list(unlike(identity(unknown), old))
+    assert "engine version is not known there" in list(unlike(old, identity(unknown)))
+
+
+@pytest.mark.parametrize(
+    ("image", "known"),
+    [
+        ("lmsysorg/sglang:v0.5.5", True),
+        ("host:5000/sglang", False),
+        ("sglang:latest", False),
+        ("sglang@sha256:abc", True),
+        (None, False),
+    ],
+)
+def test_an_image_is_a_version_when_its_name_stands_for_one_build(
+    image: str | None, known: bool, tmp_path: Path
+) -> None:
+    """And GPUs are known when every node says which it has."""
+    ome = parse_task(
+        {"task_name": "t", "base_runtime": "r", "model": {"name": "m"}, "benchmark": {"model_tokenizer": "x"}}, "t"
+    )
+    made = replace(setup(tmp_path, of=ome), image=image, hardware=("H100", "H100"))
+    assert (engine_version(made) is not None) is known
+    assert hardware(made) == ["H100"]
+    assert hardware(replace(made, hardware=("H100", ""))) is None
+    assert hardware(replace(made, hardware=())) is None
+
+
+def test_the_age_is_told_in_the_largest_unit() -> None:
+    """Days, hours, minutes."""
+    now = datetime.now(timezone.utc)
+    spans = {"3 d": timedelta(days=3, hours=1), "5 h": timedelta(hours=5), "20 min": timedelta(minutes=20, seconds=5)}
+    assert {age(now - span): said for said, span in spans.items()} == {said: said for said in spans}
+    assert age(now) == "1 min"
+
+
+def test_what_was_taken_over_counts_for_no_trial_of_the_search() -> None:
+    """Its lesson does."""
+    taken = replace(record(1, BEST, 1.0), reused_from=Reused("old", "search-x", "2026-01-01T00:00:00+00:00", 1.0))
+    assert taken.trial == TrialId("search", config_hash(BEST))
+    assert len(Past((taken,)).lessons().told) == 1

@@ -217,14 +217,14 @@ def score(metrics: Metrics, context: Context) -> Score:
         KeyError: the rung did not measure what the objective needs.
     """
     excess, worst = violation(metrics, context.optimization.slo)
+    nearness = strain(metrics, context.optimization.slo)
     if context.optimization.objectives:
         balance, values = _balanced(metrics, context)
-        return Score(BALANCED, balance, "", "max", -balance, excess, worst, values=values)
+        return Score(BALANCED, balance, "", "max", -balance, excess, worst, slo=nearness, values=values)
     name = context.optimization.objective
     objective = OBJECTIVES[name]
     value = objective.value(metrics, context)
     loss = value if objective.direction == "min" else -value
-    nearness = strain(metrics, context.optimization.slo)
     return Score(name, value, objective.unit, objective.direction, loss, excess, worst, slo=nearness)
 
 

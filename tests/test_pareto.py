@@ -58,6 +58,8 @@ def test_who_breaks_the_slo_is_neither_on_the_front_nor_in_the_way() -> None:
     found = pareto.front(records, slo)
     assert [p.parameters["a"] for p in found.front] == [1]
     assert [p.feasible for p in found.points] == [False, True]
+    scores = [r.score for r in records]
+    assert [s.slo is not None and round(s.slo, 2) for s in scores if s] == [0.25, 1.25]
 
 
 def test_only_whole_measurements_count() -> None:

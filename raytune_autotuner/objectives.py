@@ -216,6 +216,7 @@ def score(metrics: Metrics, context: Context) -> Score:
     Raises:
         KeyError: the rung did not measure what the objective needs.
     """
+    metrics = with_goodput(metrics, context.optimization.slo)  # a metric like any other
     excess, worst = violation(metrics, context.optimization.slo)
     nearness = strain(metrics, context.optimization.slo)
     if context.optimization.objectives:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
     Failure,
+    Knee,
     Outcome,
     Parameters,
     Purpose,
@@ -186,3 +188,31 @@ def test_the_table_has_one_row_per_trial_and_one_column_per_parameter(tmp_path: 
     assert [row["a"] for row in rows[:4]] == ["", "1", "2", "3"]
     assert rows[3]["outcome"] == "infeasible"
     assert rows[3]["reason"] == "out_of_memory"
+
+
+def test_the_knee_and_what_spoiled_it_are_told(tmp_path: Path) -> None:
+    """Levels in the table and the document; notes of the measurements behind the answer are its caveats."""
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    knees = (Knee("D(1,1)", 8, 10, ()), Knee("D(9,9)", None, 1, ()))
+    for number, e2e_s, note in ((0, 2.0, "the client was busy"), (1, 1.0, "caches stayed"), (2, 3.0, "nobody asks")):
+        purpose: Purpose = "search" if number else "baseline"
+        made = record(number, {"a": number} if number else {}, e2e_s, purpose=purpose)
+        rungs = tuple(replace(rung, knees=knees, notes=(note,)) for rung in made.rungs)
+        folder.save_record(replace(made, rungs=rungs))
+    results = load_results(folder, task())
+    rows = list(csv.DictReader(io.StringIO(trials_csv(results))))
+    assert {(row["knee"], row["breaks"]) for row in rows} == {("8;", "10;1")}
+    assert results.caveats == ("the client was busy", "caches stayed")
+    told = json.loads(to_text(document(results, {})))
+    assert [knee["level"] for knee in told["all_results"][0]["knees"]] == [8, None]
+    assert (told["caveats"], told["reachable_slo"]) == (list(results.caveats), {})
+
+
+def test_an_slo_that_nothing_keeps_names_the_tightest_one_that_is_reachable(tmp_path: Path) -> None:
+    """By the trial that comes closest."""
+    folder, slo = ExperimentFolder(Storage(str(tmp_path)), "exp"), {"e2e_p99_s": 0.5, "ttft_p99_s": 5.0}
+    for number, e2e_s in ((0, 2.0), (1, 1.0)):
+        purpose: Purpose = "search" if number else "baseline"
+        folder.save_record(record(number, {"a": number} if number else {}, e2e_s, purpose=purpose, slo=slo))
+    found = load_results(folder, task(slo=slo)).reachable_slo
+    assert found == {"e2e_p99_s": pytest.approx(1.0, rel=0.1), "ttft_p99_s": 5.0}

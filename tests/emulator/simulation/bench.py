@@ -120,12 +120,12 @@ def middle(results: Sequence[Result]) -> float:
 
 
 def hours(results: Sequence[Result]) -> str:
-    """Median and quartiles, with what was spent in vain in place of what is not known; ``>`` where that decides."""
-    spent = [r.at_least for r in results]
+    """Median (what was spent, after ``>``, when half of them missed) and quartiles of what was spent until then."""
+    spent, found = [r.at_least for r in results], middle(results)
     low, _, high = quantiles(spent, n=4) if len(spent) > 1 else spent * 3
     missed = sum(r.hours is None for r in results)
-    mark = ">" if math.isinf(middle(results)) else ""
-    return f"{mark}{median(spent):.1f} [{low:.1f}-{high:.1f}]" + (f" {missed} missed" if missed else "")
+    shown = f">{median(spent):.1f}" if math.isinf(found) else f"{found:.1f}"
+    return f"{shown} [{low:.1f}-{high:.1f}]" + (f" {missed} missed" if missed else "")
 
 
 COLUMNS = f"{'GPU-hours to the best (quartiles)':36} {'/grid':>7} {'/plain':>7} {'lost':>6} {'regret':>7} {'trials':>6}"

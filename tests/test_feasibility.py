@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import yaml
 
-from raytune_autotuner import resources
+from raytune_autotuner import ome_site, resources
 from raytune_autotuner.engines import load_engine
-from raytune_autotuner.errors import SpecError
+from raytune_autotuner.errors import SpecError, TransientError
 from raytune_autotuner.foresight import Feasibility, Launch, facts
+from raytune_autotuner.kube import NODE, Kind
 from raytune_autotuner.planning.checks import load_document
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.records import Parameters
@@ -214,3 +215,38 @@ def test_malformed_facts_are_told(field: dict[str, Any]) -> None:
     """With their place in the file."""
     with pytest.raises(SpecError, match=f"model.facts.{next(iter(field))}"):
         checked(model_task(path="m", facts=field))
+
+
+class Told:
+    """A cluster with one base model and two nodes, of which one has GPUs."""
+
+    def __init__(self, readable: bool = True) -> None:
+        self._readable = readable
+
+    def get(self, kind: Kind, name: str, namespace: str | None = None) -> dict[str, Any]:
+        if not self._readable:
+            raise TransientError("the API server is away")
+        return {"spec": {"modelParameterSize": "8B", "quantization": "fp8", "modelConfiguration": CONFIG}}
+
+    def list(self, kind: Kind, namespace: str | None = None, labels: object = None) -> list[dict[str, Any]]:
+        if kind is not NODE:
+            return []
+        ready = {"conditions": [{"type": "Ready", "status": "True"}]}
+        gpus = {"nvidia.com/gpu": "8"}
+        return [
+            {
+                "metadata": {"name": "gpu", "labels": {"nvidia.com/gpu.memory": "81920"}},
+                "status": {**ready, "allocatable": gpus},
+            },
+            {"metadata": {"name": "cpu"}, "status": ready},
+        ]
+
+
+def test_a_cluster_tells_of_model_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes without GPUs have no say; what cannot be read is not known."""
+    task = parse_task({"task_name": "t", "model": {"name": "m"}, "base_runtime": "r"}, "task")
+    monkeypatch.setattr(ome_site, "connect", lambda task: Told())
+    found = ome_site.known_facts(task)
+    assert (found["gpu_gib"], found["heads"], round(found["weights_gib"], 1)) == (80.0, 32, 7.1)
+    monkeypatch.setattr(ome_site, "connect", lambda task: Told(readable=False))
+    assert ome_site.known_facts(task) == {"gpu_gib": 80.0}

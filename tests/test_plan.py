@@ -223,5 +223,5 @@ def test_rungs_of_a_searched_level_can_be_written() -> None:
         (5, 10, LevelSearch(1, 512, 0.5)),
         (50, 3, LevelSearch(1, 512, 0.1)),
     ]
-    assert len(ladder(task(*GOODPUT, "benchmark.capacity={min: 4}"))) == 1
+    assert len(ladder(task(*GOODPUT, "optimization.scheduler=none", "benchmark.capacity={min: 4}"))) == 1
     assert len(ladder(task(*GOODPUT, ASHA, "benchmark.max_requests_per_iteration=1"))) == 1

@@ -111,6 +111,7 @@ MODES = {
     # a BenchmarkJob costs half a minute of CPU, so this one measures once at one level
     "--benchmark-job": (
         "optimization.confirm.repeats=0",
+        "optimization.scheduler=none",
         "benchmark.warmup_requests=0",
         "benchmark.num_concurrency=[2]",
     ),

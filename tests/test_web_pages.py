@@ -127,6 +127,13 @@ def test_everything_is_downloaded_without_secrets(tmp_path: Path) -> None:
         json.loads(found.read(f"{DONE}/task.json"))
 
 
+def test_the_report_is_a_file(folder: Path) -> None:
+    """One that opens by itself."""
+    answer = client(folder).get(f"/experiments/{DONE}/report")
+    assert answer.headers["content-disposition"] == f"attachment; filename={DONE}.html"
+    assert not texts(answer.text, "<!doctype html>", "WIN")
+
+
 def test_the_plots_are_figures_of_plotly(folder: Path) -> None:
     """In both themes, with words and heights; an unknown theme is refused."""
     asked = client(folder)

@@ -8,9 +8,10 @@ from typing import Literal
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 
+from raytune_autotuner import report as reports
 from raytune_autotuner.errors import SpecError
+from raytune_autotuner.export import export
 from raytune_autotuner.plots import figures
-from raytune_autotuner.web import export
 from raytune_autotuner.web.downloads import archive
 from raytune_autotuner.web.figures import plots_answer
 from raytune_autotuner.web.library import Unknown
@@ -78,8 +79,17 @@ def manifest(site: Here, name: str) -> Response:
     seen = site.library.look(name)
     if seen.results.recommended is None:
         raise Unknown(f"{name} has no configuration to recommend yet")
-    headers = {"Content-Disposition": DOWNLOAD.format(f"{name}.yaml")}
-    return Response(export.recommended(site.library.folder(name), seen), headers=headers, media_type="application/yaml")
+    ending = "sh" if seen.task.backend == "local" else "yaml"
+    headers = {"Content-Disposition": DOWNLOAD.format(f"{name}.{ending}")}
+    return Response(export(site.library.folder(name)), headers=headers, media_type="text/plain")
+
+
+@router.get("/experiments/{name}/report")
+def report(site: Here, name: str) -> Response:
+    """As a file: its scripts are its own, which no page of this server may have."""
+    headers = {"Content-Disposition": DOWNLOAD.format(f"{name}.html")}
+    text = reports.FORMATS["html"](reports.read(site.library.folder(name)))
+    return Response(text, headers=headers, media_type="text/html")
 
 
 @router.get("/experiments/{name}/download")

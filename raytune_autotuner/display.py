@@ -19,13 +19,15 @@ from rich.table import Table
 from rich.text import Text
 
 from raytune_autotuner import pareto
+from raytune_autotuner.board import COLOURS, SHOWN_TRIALS, parameters_text, score_text
+from raytune_autotuner.board import board as live_board
 from raytune_autotuner.earlier import age
 from raytune_autotuner.importance import Importances
 from raytune_autotuner.ledger import Ledger, Savings, was_stopped_early
 from raytune_autotuner.objectives import title
 from raytune_autotuner.overview import Overview
 from raytune_autotuner.pareto import Front
-from raytune_autotuner.records import Parameters, Score, SearchEnd, TrialRecord, TrialState
+from raytune_autotuner.records import SearchEnd, TrialRecord, TrialState
 from raytune_autotuner.results import Results
 from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.verdict import Verdict
@@ -33,12 +35,10 @@ from raytune_autotuner.verdict import Verdict
 POLL_S, REMOTE_POLL_S = 0.5, 5.0
 """How often the folder is looked at; on an object store every file is a request."""
 JOIN_S = 10.0
-SHOWN_TRIALS = 30
 LOG_LINES = 12
 SHOWN_PARAMETERS = 5
 LOG_WIDTH = 160
 STATE_COLOURS = {"running": "cyan", "interrupted": "yellow", "done": "green"}
-COLOURS = {"completed": "green", "stopped": "yellow", "infeasible": "red", "failed": "red"}
 
 
 def console() -> Console:
@@ -83,9 +83,8 @@ def _live(folder: ExperimentFolder, planned: int, console: Console, over: thread
     course = _Course(folder)
     with Live(console=console, refresh_per_second=2, transient=True) as live:
         while not over.wait(course.pause_s):
-            board = _board(course.states(), planned, time.monotonic() - begun)
-            waiting = [Text(f"{trial} waits: {why}", style="dim") for trial, why in folder.waiting().items()]
-            live.update(Group(board, *waiting))
+            elapsed_s, height = time.monotonic() - begun, console.size.height
+            live.update(live_board(course.states(), planned, elapsed_s, folder.waiting(), height))
 
 
 def _lines(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event, begun: float) -> None:
@@ -112,38 +111,11 @@ def _lines(folder: ExperimentFolder, planned: int, console: Console, over: threa
 def _state_line(state: TrialState) -> str:
     what = f"outcome {state.outcome}" if state.outcome else state.phase
     detail = f" ({state.detail})" if state.detail else ""
-    score = f", {_score(state.score)}" if state.score else ""
+    score = f", {score_text(state.score)}" if state.score else ""
     return (
-        f"#{state.number} {state.trial.purpose} [{_parameters(state.parameters)}] "
+        f"#{state.number} {state.trial.purpose} [{parameters_text(state.parameters)}] "
         f"{what}{detail}, rung {state.rung}/{state.total_rungs}{score}"
     )
-
-
-def _board(states: Sequence[TrialState], planned: int, elapsed_s: float) -> RenderableType:
-    table = Table(box=None, pad_edge=False)
-    for column in ("#", "trial", "parameters", "phase", "rung", "score"):
-        table.add_column(column, no_wrap=column != "parameters", overflow="fold")
-    for state in states[-SHOWN_TRIALS:]:
-        colour = COLOURS.get(state.outcome or "", "cyan")
-        table.add_row(
-            str(state.number),
-            state.trial.purpose,
-            Text(_parameters(state.parameters)),
-            Text(state.outcome or " ".join((state.phase, state.detail)).strip(), style=colour),
-            f"{state.rung}/{state.total_rungs}",
-            Text(_score(state.score) if state.score else ""),
-        )
-    ended = sum(state.outcome is not None for state in states)
-    return Group(Text(f"{ended} of at most {planned} trials ended, {elapsed_s:.0f} s", style="bold"), table)
-
-
-def _parameters(parameters: Parameters) -> str:
-    return ", ".join(f"{k}={v}" for k, v in parameters.items()) or "the runtime's own flags"
-
-
-def _score(score: Score) -> str:
-    broken = f" breaks SLO: {score.worst}" if score.violation else ""
-    return f"{score.value:.4g} {score.unit}" + (f" {score.at}" if score.at else broken)
 
 
 def experiments(overviews: Sequence[Overview]) -> RenderableType:
@@ -154,7 +126,7 @@ def experiments(overviews: Sequence[Overview]) -> RenderableType:
     for each in overviews:
         trials = f"{each.ended} ended" + (f", {each.begun - each.ended} running" if each.begun > each.ended else "")
         state = Text(each.state, style=STATE_COLOURS[each.state])
-        score = Text(_score(each.best) if each.best else "")
+        score = Text(score_text(each.best) if each.best else "")
         table.add_row(each.name, state, trials, score, f"{each.spent:.0f} {each.unit}", _age(each.age_s))
     return table
 
@@ -165,12 +137,9 @@ def standing(overview: Overview, states: Sequence[TrialState], planned: int) -> 
     lines = [Text.assemble(overview.name, ": ", (overview.state, STATE_COLOURS[overview.state]))]
     if held is not None:
         lines.append(Text(f"{held.holder}, last sign of life {held.age_s:.0f} s ago"))
-    if overview.best is not None:
-        lines.append(Text(f"Best so far: {_parameters(overview.best_parameters or {})}  {_score(overview.best)}"))
-    lines.append(Text(f"Spent by trials that have ended: {overview.spent:.0f} {overview.unit}"))
     if overview.budget:
         lines.append(Text(f"Of the budget: {overview.budget}"))
-    return Group(*lines, _board(states, planned, overview.age_s or 0.0))
+    return Group(*lines, live_board(states, planned, overview.age_s or 0.0))
 
 
 def _age(seconds: float | None) -> str:
@@ -222,7 +191,7 @@ def _trials(results: Results) -> RenderableType:
         table.add_row(
             str(record.number),
             record.trial.purpose,
-            Text(_parameters(record.parameters)),
+            Text(parameters_text(record.parameters)),
             Text(_outcome(record), style=COLOURS[record.outcome]),
             f"{len(record.rungs)}/{record.total_rungs}",
             Text(_last_score(record)),
@@ -247,7 +216,7 @@ def _last_score(record: TrialRecord) -> str:
     if not record.rungs:
         return ""
     partial = "" if record.score else f" (rung {len(record.rungs)})"
-    return _score(record.rungs[-1].score) + partial
+    return score_text(record.rungs[-1].score) + partial
 
 
 def _ended_early(end: SearchEnd | None) -> Iterator[Text]:
@@ -263,17 +232,19 @@ def _winner(results: Results) -> Iterator[Text]:
         said = "No configuration is feasible." if measured else "Nothing has been measured."
         yield Text(said, style="bold red")
         if results.closest and results.closest.score:
-            yield Text(f"Closest to the SLO: {_parameters(results.closest.parameters)}; {results.closest.score.worst}")
+            yield Text(
+                f"Closest to the SLO: {parameters_text(results.closest.parameters)}; {results.closest.score.worst}"
+            )
             limits = ", ".join(f"{name} {limit:.4g}" for name, limit in results.reachable_slo.items())
             yield Text(f"The tightest SLO that it would keep: {limits}")
         return
-    yield Text(f"Best in the search: {_parameters(winner.parameters)}  {_last_score(winner)}", style="bold green")
+    yield Text(f"Best in the search: {parameters_text(winner.parameters)}  {_last_score(winner)}", style="bold green")
     yield from _gain(results)
     yield from (Text(f"  caution: {caveat}", style="yellow") for caveat in results.caveats)
     if results.ranking.drift.significant:
         yield Text(f"Drift: {results.ranking.drift.words}; it is taken out of the ranking", style="yellow")
     if best is not None:
-        yield Text(f"Recommended: {_parameters(best.parameters)}", style="bold")
+        yield Text(f"Recommended: {parameters_text(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)
         yield from (Text(f"  differs from what was asked: {each}", style="yellow") for each in best.differences)
         yield from (Text(f"  note: {each}", style="yellow") for each in best.notes)
@@ -322,7 +293,7 @@ def _front(found: Front) -> Iterator[RenderableType]:
         table.add_column(column, overflow="fold")
     for point in found.front[:SHOWN_TRIALS]:
         values = (f"{value:.4g}" for value in point.values)
-        table.add_row(*values, str(point.number), Text(_parameters(point.parameters)))
+        table.add_row(*values, str(point.number), Text(parameters_text(point.parameters)))
     yield table
 
 

@@ -203,9 +203,8 @@ class Trial:
         self._announce("deploy", "")
         self._benchmark.prepare()
         endpoint = self._backend.start(self.job.deployment, self._deadline, self._progress)
-        if endpoint.leftover:  # it held its GPUs while nobody used it
-            self._clock.add("idle", self._unattended_s)
-            self._unattended_s = 0.0
+        if endpoint.leftover:
+            self._charge_unattended()
         self._folder.save_endpoint(self.job.trial, endpoint)
         self._take_in(endpoint)
         self._warm_up(endpoint)
@@ -331,7 +330,13 @@ class Trial:
 
     def _stop_engine(self) -> None:
         self._endpoint = None
-        self._backend.stop(Deadline.after(TEARDOWN_S))
+        if self._backend.stop(Deadline.after(TEARDOWN_S)):
+            self._charge_unattended()
+
+    def _charge_unattended(self) -> None:
+        """What an earlier worker left held its GPUs while nobody used it."""
+        self._clock.add("idle", self._unattended_s)
+        self._unattended_s = 0.0
 
     def _unused(self, name: str) -> str:
         """A folder of this name, or the next one when an attempt before this has left something there."""

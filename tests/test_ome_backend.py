@@ -181,7 +181,8 @@ class TestLife:
         """A worker that finds everything measured has only to end what the one before it started."""
         wanted = deployment(cluster, tmp_path)
         start(make(), wanted)
-        OmeBackend(cluster, settings(), wanted.experiment, wanted.trial).stop(Deadline.after(PATIENCE_S))
+        later = OmeBackend(cluster, settings(), wanted.experiment, wanted.trial)
+        assert [later.stop(Deadline.after(PATIENCE_S)) for _ in range(2)] == [True, False]
         assert identities(cluster) == []
 
     def test_somebody_elses_is_not(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:

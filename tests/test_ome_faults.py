@@ -100,12 +100,13 @@ class Watched(OmeBackend):
 
         return super().start(deployment, deadline, tell)
 
-    def stop(self, deadline: Deadline) -> None:
+    def stop(self, deadline: Deadline) -> bool:
         if not self._ours:
             return super().stop(deadline)
         self._moment("teardown")
-        super().stop(deadline)
+        left = super().stop(deadline)
         self.stopped.append(time.monotonic())
+        return left
 
 
 class FewRequests:

@@ -226,13 +226,18 @@ def test_a_trial_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     assert record.phases["idle"] > 1000.0
 
 
-def test_a_trial_that_is_measured_already_is_not_deployed_again(tmp_path: Path) -> None:
-    """Its worker died between the last rung and the record; what it left behind is ended."""
+@pytest.mark.parametrize("left", [True, False])
+def test_a_trial_that_is_measured_already_is_not_deployed_again(tmp_path: Path, left: bool) -> None:
+    """Its worker died between the last rung and the record; what it left behind is ended, and charged until then."""
     first, _, _ = make_trial(tmp_path)
     first.step()
     first._retrying(RUNGS[1])
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    folder.save_state(replace(folder.states()[0], updated_at="2026-01-01T00:00:00.000+00:00"))
     second, backend, benchmark = make_trial(tmp_path)
+    backend.leftover = left
     record = run(second)
+    assert (record.phases["idle"] > 1000.0) is left
     assert (record.outcome, len(record.rungs)) == ("completed", 2)
     assert record.score is not None
     assert backend.journal == ["stop"]

@@ -52,8 +52,10 @@ class Backend(Protocol):
     def check(self) -> None:
         """Raise what ``start`` would if the engine has ended or been lost since; cheap, called often."""
 
-    def stop(self, deadline: Deadline) -> None:
+    def stop(self, deadline: Deadline) -> bool:
         """End the engine and wait until it holds nothing any more. Idempotent.
+
+        Returns whether what went had been left by an earlier worker, and held its GPUs until now.
 
         Raises:
             TransientError: something is still there when the deadline is over.

@@ -58,10 +58,11 @@ class LocalBackend:
         if self._process is not None and (code := self._process.poll()) is not None:
             raise self._ended(code)
 
-    def stop(self, deadline: Deadline) -> None:
-        """See ``Backend.stop``."""
+    def stop(self, deadline: Deadline) -> bool:
+        """See ``Backend.stop``. Processes end with the worker that started them, so there is never anything left."""
         if self._process is not None:
             self._process.stop(min(GRACE_S, deadline.remaining()))
+        return False
 
     def _start(self, deployment: Deployment, deadline: Deadline, progress: Progress) -> Endpoint:
         url, argv = _placed(deployment.argv)

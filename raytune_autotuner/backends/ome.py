@@ -123,15 +123,15 @@ class OmeBackend:
         if self._way is not None:
             self._check_way(self._way, self._observer)
 
-    def stop(self, deadline: Deadline) -> None:
+    def stop(self, deadline: Deadline) -> bool:
         """See ``Backend.stop``."""
         if self._way is not None:
             self._way.close()
         self._way, self._pods = None, frozenset()
         if not self._ours:
             if self._deployment is None and self._left_by is not None:
-                self._remove_leftover(anchor.object_name(*self._left_by), self._left_by[0], deadline)
-            return
+                return self._remove_leftover(anchor.object_name(*self._left_by), self._left_by[0], deadline)
+            return False
         self._save_logs()
         try:
             patience_s = LOST_S if self._node_lost else self._settings.teardown_s
@@ -142,6 +142,7 @@ class OmeBackend:
             if self._observer is not None:
                 self._observer.close()
         self._observer, self._ours, self._node_lost = None, False, False
+        return False
 
     @property
     def _started(self) -> Deployment:

@@ -111,10 +111,12 @@ class FakeBackend:
     def check(self) -> None:
         self.journal.append("check")
 
-    def stop(self, deadline: Deadline) -> None:
+    def stop(self, deadline: Deadline) -> bool:
+        unseen = self.leftover and not {"start", "stop"} & set(self.journal)
         self.journal.append("stop")
         self.running = False
         self.faults.at("stop")
+        return unseen
 
 
 @dataclass

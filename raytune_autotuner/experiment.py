@@ -23,7 +23,7 @@ from raytune_autotuner.actor import actor_class
 from raytune_autotuner.earlier import Found
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.gate import Course, ExperimentGate
-from raytune_autotuner.history import take_up
+from raytune_autotuner.history import QUEUED, take_up
 from raytune_autotuner.importance import importance
 from raytune_autotuner.packing import GpuNode
 from raytune_autotuner.planning.plan import make_plan
@@ -41,7 +41,7 @@ from raytune_autotuner.setup import Setup
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.telemetry import Telemetry
 from raytune_autotuner.tracking import check, complete, open_desk
-from raytune_autotuner.trial import utc_now
+from raytune_autotuner.trial import seconds_since, utc_now
 from raytune_autotuner.warm_start import First
 
 logger = logging.getLogger(__name__)
@@ -241,6 +241,8 @@ def _close_open_trials(setup: Setup) -> None:
 
 
 def _interrupted(setup: Setup, state: TrialState) -> TrialRecord:
+    """Its GPUs were held until now, when what was left of it has been removed."""
+    held_s = seconds_since(state.updated_at) if state.phase != QUEUED else 0.0
     return TrialRecord(
         trial=state.trial,
         experiment=setup.folder.name,
@@ -252,7 +254,7 @@ def _interrupted(setup: Setup, state: TrialState) -> TrialRecord:
         total_rungs=state.total_rungs,
         failure=Failure("interrupted", f"the worker ended in phase {state.phase}"),
         gpus=setup.gpus(state.parameters),
-        phases=state.phases,
+        phases={**state.phases, "idle": state.phases.get("idle", 0.0) + held_s},
     )
 
 

@@ -143,7 +143,9 @@ class TestLife:
         """Waiting for a node, getting the image and loading are told apart."""
         phases = Phases()
         make().start(deployment(cluster, tmp_path), Deadline.after(PATIENCE_S), phases)
-        assert list(dict.fromkeys(phases)) == ["deploy", "schedule", "load"]
+        told = list(dict.fromkeys(phases))
+        assert [phase for phase in told if phase != "pull"] == ["deploy", "schedule", "load"]
+        assert told.index("pull") == 2 if "pull" in told else True  # it may be over before anyone looks
 
     def test_watches_are_shared(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
         """Several trials in a process need five watches in all."""

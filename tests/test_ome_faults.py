@@ -325,7 +325,7 @@ DELETION: dict[str, Any] = {"verbs": frozenset({"delete"}), "resources": frozens
 IMPATIENT: dict[str, Any] = {"patience_s": 0.3}
 
 AT_START = {
-    "pull fails": _failed(_pods(pull_fails="manifest unknown"), "manifest unknown"),
+    "pull fails": _failed(_pods(pull_fails="manifest unknown"), "manifest unknown|Back-off pulling image"),
     "pull fails once": Cell(_pods(pull_fails="manifest unknown", times=1), deployments=2),
     "pull never ends": _failed(_pods(pull_s=1e9), "image, volumes", settings={"pull_s": 0.5}),
     "pull is slow": Cell(_pods(pull_s=300.0)),

@@ -191,6 +191,8 @@ def gate(problem: Failure | None = None, ended: TrialRecord | None = None) -> An
     return SimpleNamespace(
         problem=lambda parameters: problem,
         enough=lambda: None,
+        affords=lambda parameters: True,
+        repeated=lambda config: None,
         refuse=lambda proposal, failure: None,
         stop_requested=lambda: False,
         same_as=lambda parameters: parameters,

@@ -366,6 +366,10 @@ class Proposer(Searcher):
         asks = self._gate.confirming(config_hash({}), config_hash(champion))
         return [Wanted(champion if ask.side == "winner" else {}, ask.node) for ask in asks]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune copies its settings to disk, which no one reads, and the gate cannot be copied."""
+        return {}
+
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the experiment folder is the truth, and ``Past`` is read from it."""
         Path(checkpoint_path).touch()

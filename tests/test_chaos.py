@@ -11,7 +11,7 @@ from tests.chaos.kills import Campaign, plan
 from tests.chaos.world import World, world
 from tests.s3_server import s3_server
 
-pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.xdist_group("ray"), pytest.mark.timeout(3600), pytest.mark.long]
 
 SEED = 4
 RUNG_S = 1.3

@@ -85,6 +85,24 @@ def test_the_best_so_far_only_gets_better_and_keeps_the_slo(results: Results) ->
     assert best[-1] == results.winner.score.value
 
 
+def test_importance_is_drawn_with_its_uncertainty(results: Results) -> None:
+    """The most important parameter first in words and table; a forest is grown once for the same trials."""
+    drawn = plots.figures(results, names=["importance", "marginals"])
+    bars = json.loads(drawn["importance"].to_json())["data"][0]
+    assert bars["error_x"]["array"]
+    assert drawn["importance"].caption.startswith(str(drawn["importance"].table.rows[0][0]))
+    low, mean, high = 2, 1, 3
+    assert all(row[low] <= row[mean] <= row[high] for row in drawn["importance"].table.rows)  # type: ignore[operator]
+    again = plots.figures(replace(results), names=["importance"])
+    assert again["importance"].table == drawn["importance"].table
+
+
+def test_too_few_trials_have_no_importance(results: Results) -> None:
+    """A picture would say more than is known."""
+    few = [r for r in results.records if r.trial.purpose == "search"][:5]
+    assert plots.figures(only(results, *few), names=["importance", "marginals"]) == {}
+
+
 def test_no_trial_on_the_front_is_beaten_in_both(results: Results) -> None:
     """And every other one is."""
     plot = plots.figures(results, names=["tradeoff"])["tradeoff"]

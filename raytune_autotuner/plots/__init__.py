@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
-from raytune_autotuner.plots import cost, course, measurements, parameters, tradeoff
+from raytune_autotuner.plots import cost, course, influence, measurements, parameters, tradeoff
 from raytune_autotuner.plots.page import script
 from raytune_autotuner.plots.plot import Plot, Table
 from raytune_autotuner.plots.style import Theme
@@ -27,6 +27,8 @@ def _slo(view: View) -> dict[str, float]:
 PLOTS: Mapping[str, Callable[[View], Plot | None]] = {
     "best_so_far": course.best_so_far,
     "tradeoff": tradeoff.tradeoff,
+    "importance": influence.importances,
+    "marginals": influence.marginals,
     "parallel": parameters.parallel,
     "by_load": lambda view: measurements.by_load(measurements.of_contenders(view), _slo(view)),
     "percentiles": lambda view: measurements.percentiles(measurements.of_contenders(view), _slo(view)),

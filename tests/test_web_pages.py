@@ -142,6 +142,8 @@ def test_the_plots_are_figures_of_plotly(folder: Path) -> None:
         assert {"best_so_far", "tradeoff", "timeline", "ledger"} <= set(plots)
         assert all(plot["figure"]["data"] and plot["caption"] and plot["height"] for plot in plots.values())
     assert asked.get(f"/experiments/{DONE}/plots?theme=pink").status_code == 422
+    assert not {"importance", "marginals"} & set(asked.get(f"/experiments/{DONE}/plots").json())
+    assert set(asked.get(f"/experiments/{DONE}/plots?part=slow").json()) <= {"importance", "marginals"}
 
 
 def test_a_trial_shows_all_that_is_known(folder: Path) -> None:

@@ -17,7 +17,7 @@ from raytune_autotuner.plots.view import View
 from raytune_autotuner.records import TrialRecord, TrialState
 from raytune_autotuner.results import Results
 
-__all__ = ["PLOTS", "TRIAL_PLOTS", "Plot", "Table", "Theme", "View", "figures", "script", "trial_figures"]
+__all__ = ["PLOTS", "SLOW", "TRIAL_PLOTS", "Plot", "Table", "Theme", "View", "figures", "script", "trial_figures"]
 
 
 def _slo(view: View) -> dict[str, float]:
@@ -37,6 +37,8 @@ PLOTS: Mapping[str, Callable[[View], Plot | None]] = {
     "ledger": cost.ledger,
 }
 """In the order of a page. Each answers ``None`` when there is nothing to see yet."""
+SLOW = ("importance", "marginals")
+"""Those that take seconds."""
 
 TRIAL_PLOTS: Mapping[str, Callable[[TrialRecord, dict[str, float]], Plot | None]] = {
     "by_load": lambda record, slo: measurements.by_load(measurements.of_trial(record), slo),

@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from raytune_autotuner import report as reports
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.export import export
-from raytune_autotuner.plots import figures
+from raytune_autotuner.plots import PLOTS, SLOW, figures
 from raytune_autotuner.web.downloads import archive
 from raytune_autotuner.web.figures import plots_answer
 from raytune_autotuner.web.library import Unknown
@@ -68,10 +68,13 @@ def dismiss(site: Here, name: str) -> Response:
 
 
 @router.get("/experiments/{name}/plots")
-def plots(site: Here, name: str, theme: Literal["light", "dark"] = "light") -> Response:
-    """The figures for plotly.js, by name."""
+def plots(
+    site: Here, name: str, theme: Literal["light", "dark"] = "light", part: Literal["quick", "slow"] = "quick"
+) -> Response:
+    """The figures for plotly.js, by name; those that take seconds are asked for by themselves."""
     seen = site.library.look(name)
-    return plots_answer(figures(seen.results, tuple(t.state for t in seen.trials.values() if t.state)), theme)
+    names = [plot for plot in PLOTS if (plot in SLOW) == (part == "slow")]
+    return plots_answer(figures(seen.results, tuple(t.state for t in seen.trials.values() if t.state), names), theme)
 
 
 @router.get("/experiments/{name}/manifest")

@@ -8,7 +8,7 @@ Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name ===
 const theme = matchMedia("(prefers-color-scheme: dark)");
 
 async function draw(box) {
-  const answer = await fetch(`${box.dataset.plots}?theme=${theme.matches ? "dark" : "light"}`);
+  const answer = await fetch(`${box.dataset.plots}&theme=${theme.matches ? "dark" : "light"}`);
   if (!answer.ok) return;
   const plots = await answer.json();
   const shown = new Set();
@@ -42,17 +42,18 @@ function added(box, name) {
 }
 
 function drawWhatIsNew() {
-  const box = document.getElementById("plots");
   const now = document.getElementById("plots-version");
-  if (box && now && box.dataset.version !== now.dataset.version) {
-    box.dataset.version = now.dataset.version;
-    draw(box);
+  for (const box of document.querySelectorAll("[data-plots]")) {
+    if (now && box.dataset.version !== now.dataset.version) {
+      box.dataset.version = now.dataset.version;
+      draw(box);
+    }
   }
 }
 
 document.addEventListener("DOMContentLoaded", drawWhatIsNew);
 document.addEventListener("htmx:afterSettle", drawWhatIsNew);
-theme.addEventListener("change", () => document.getElementById("plots") && draw(document.getElementById("plots")));
+theme.addEventListener("change", () => document.querySelectorAll("[data-plots]").forEach(draw));
 
 const state = document.getElementById("live-state");
 document.addEventListener("htmx:sseOpen", () => { state.textContent = "live"; });

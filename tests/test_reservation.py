@@ -255,7 +255,7 @@ def test_tune_puts_trials_where_their_reservation_says(places: Places, monkeypat
             Seen,
             param_space={"reservation": tune.grid_search([made.to_dict() for made in wanted])},
             run_config=tune.RunConfig(  # a busy machine's raylets lose a worker now and then
-                name="seen", storage_path=folder, verbose=0, failure_config=tune.FailureConfig(max_failures=3)
+                name="seen", storage_path=folder, verbose=0, failure_config=tune.FailureConfig(max_failures=30)
             ),
         ).fit()
     finally:

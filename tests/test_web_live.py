@@ -116,6 +116,24 @@ def test_a_listener_hears_of_a_change_on_disk(tmp_path: Path) -> None:
     asyncio.run(listen())
 
 
+def test_listeners_hear_on_after_a_look_at_a_file_that_went(tmp_path: Path) -> None:
+    """A lock is given back in the midst of a look; the next look sees what has become of it."""
+    live = Live(Library(Storage(str(tmp_path))), version_of_all=lambda: looks())
+    live.look_s = 0.01
+    answers = iter([FileNotFoundError("lock.json"), "2"])
+
+    def looks() -> str:
+        answer = next(answers, "2")
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def first() -> str:
+        return await asyncio.wait_for(anext(live.changes(ALL, "1")), 30)
+
+    assert asyncio.run(first()) == "2"
+
+
 def test_an_event_is_written_as_the_standard_has_it() -> None:
     """A line of data for each line of text."""
     assert message("log", "a\nb", "7") == "id: 7\nevent: log\ndata: a\ndata: b\n\n"

@@ -97,7 +97,8 @@ class Live:
     async def _keep_looking(self, name: str, topic: Topic) -> None:
         look: Callable[[], str] = self._version_of_all if name == ALL else lambda: str(self._library.look(name).version)
         while True:
-            with contextlib.suppress(StorageFault, Unreadable, Unknown):  # pages say what is wrong
+            # pages say what is wrong; a file may also go while it is looked at, and the next look is soon
+            with contextlib.suppress(StorageFault, Unreadable, Unknown, OSError):
                 topic.tell(await to_thread.run_sync(look))
             await asyncio.sleep(self.look_s)
 

@@ -131,6 +131,7 @@ class Launcher:
 
     def launch(self, name: str) -> Launch | None:
         """The process that was started last for an experiment; ``None`` when none was started here."""
+        self._reap()  # one that has ended and was not waited for looks alive
         folder = self._root / name / FOLDER
         try:
             at = float(json.loads((folder / PROCESS).read_text(encoding="utf-8"))["at"])

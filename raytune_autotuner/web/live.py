@@ -45,8 +45,15 @@ class Topic:
 class Live:
     """Lives in the event loop of the server."""
 
-    def __init__(self, library: Library, version_of_all: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        library: Library,
+        version_of_all: Callable[[], str],
+        is_launched: Callable[[str], bool] = lambda name: False,
+    ) -> None:
+        """``is_launched`` says whether a process that was started here for an experiment lives: pages show that too."""
         self._library = library
+        self._is_launched = is_launched
         self._version_of_all = version_of_all
         self._topics: dict[str, Topic] = {}
         self._closed = asyncio.Event()
@@ -95,12 +102,16 @@ class Live:
                 wait.cancel()
 
     async def _keep_looking(self, name: str, topic: Topic) -> None:
-        look: Callable[[], str] = self._version_of_all if name == ALL else lambda: str(self._library.look(name).version)
+        look: Callable[[], str] = self._version_of_all if name == ALL else lambda: self._version_of(name)
         while True:
             # pages say what is wrong; a file may also go while it is looked at, and the next look is soon
             with contextlib.suppress(StorageFault, Unreadable, Unknown, OSError):
                 topic.tell(await to_thread.run_sync(look))
             await asyncio.sleep(self.look_s)
+
+    def _version_of(self, name: str) -> str:
+        version = str(self._library.look(name).version)
+        return f"{version}+" if self._is_launched(name) else version
 
 
 def message(event: str, data: str, identity: str = "") -> str:

@@ -33,7 +33,12 @@ class Site:
         def version() -> str:
             return overall_version(cards, launcher)
 
-        return cls(settings, library, cards, Live(library, version), launcher, Shop(settings.kubeconfig))
+        def is_launched(name: str) -> bool:
+            launch = launcher.launch(name)
+            return launch is not None and launch.alive
+
+        live = Live(library, version, is_launched)
+        return cls(settings, library, cards, live, launcher, Shop(settings.kubeconfig))
 
 
 def overall_version(cards: Cards, launcher: Launcher) -> str:

@@ -124,6 +124,7 @@ class Trial:
         self._info: Mapping[str, Any] = {}
         self._differences: tuple[str, ...] = ()
         self._announced = ("queue", "", -1)
+        self._redeployed: list[str] = []
         self._compared = False
         self._quality = "the quality of its answers was not compared: the baseline has given none"
         if before and (endpoint := folder.endpoint(job.trial.name)):
@@ -193,9 +194,10 @@ class Trial:
                     self._endpoint = self._deploy()
                 self.rungs.append(self._measure(self._endpoint, rung))
                 return
-            except TransientError:
+            except TransientError as fault:
                 if attempt == ATTEMPTS:
                     raise
+                self._redeployed.append(f"deployed again after: {fault}")
                 self._announce("teardown", "the infrastructure failed; trying again")
                 self._stop_engine()
 
@@ -407,6 +409,7 @@ class Trial:
 
     def _notes(self) -> Iterator[str]:
         yield from self.job.notes
+        yield from self._redeployed
         yield from dict.fromkeys(note for rung in self.rungs for note in rung.notes)
         exam = self.job.exam
         if exam is not None and self.rungs and not self._compared and self.job.trial.name != exam.reference:

@@ -45,7 +45,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.xdist_group("whole")
 
 RUNGS = (Rung(0, (Load("D(10,10)", 4),), 8, 1), Rung(1, (Load("D(10,10)", 4),), 20, 1))
-PATIENCE_S = 3.0
+PATIENCE_S = 15.0
 """Of a call while the API is away; longer than any burst."""
 RUNG_S = 1.0
 """How long a rung may take; a quiet one takes some milliseconds."""
@@ -468,7 +468,8 @@ def assert_ended(play: Play, record: TrialRecord, cell: Cell, rungs: int) -> Non
     assert (record.outcome, failure.kind if failure else None) == (cell.outcome, cell.kind), failure
     assert re.search(cell.says, failure.reason if failure else "")
     assert play.struck
-    assert play.backend.starts == cell.deployments
+    assert play.backend.starts == cell.deployments, record.notes
+    assert [note.split(": ")[0] for note in record.notes] == ["deployed again after"] * (cell.deployments - 1)
     assert [each.rung for each in record.rungs] == list(range(rungs))
     assert play.folder.rungs(record.trial.name) == record.rungs
     assert play.folder.record(record.trial.name) == record

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import ray
-from ray import tune
 from ray._private import state
 
 from raytune_autotuner.errors import EnvironmentFault
@@ -229,44 +225,19 @@ def test_a_node_joins_when_it_has_said_where_it_is(cluster: RayCluster, monkeypa
     until(lambda: free() == {"gpu-1": 8, "gpu-2": 8}, 60)
 
 
-class Seen(tune.Trainable):
-    """Says where its placement group was put."""
-
-    @classmethod
-    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
-        return Reservation.from_dict(config["reservation"]).request()
-
-    def step(self) -> dict[str, Any]:
-        told = ray.util.placement_group_table(ray.util.get_current_placement_group())
-        placed = [told["bundles_to_node_id"][at] for at in range(len(told["bundles"]))]
-        here = ray.get_runtime_context().get_node_id()
-        return {"placed": ",".join(placed), "here": here, "done": True}
-
-    def save_checkpoint(self, checkpoint_dir: str) -> dict[str, Any]:
-        return {}
-
-
-def test_tune_puts_trials_where_their_reservation_says(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On one node each, though another has more room; and on two, with the worker at the first."""
-    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
-    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    shares = [(("gpu-1", 2),), (("gpu-1", 2),), (("gpu-2", 2),), (("gpu-2", 8), ("gpu-1", 4))]
+def test_ray_puts_reservations_where_they_say(places: Places) -> None:
+    """On one node each, though another has more room; and on two, the one of the worker first."""
+    shares = [(("gpu-1", 2),), (("gpu-1", 2),), (("gpu-2", 2),), (("gpu-1", 4), ("gpu-2", 6))]
     wanted = [places.reservation(Placement(each, 0.5)) for each in shares]
-    folder = tempfile.mkdtemp(prefix="rta-")
+    groups = [made.request().to_placement_group() for made in wanted]
     try:
-        results = tune.Tuner(
-            Seen,
-            param_space={"reservation": tune.grid_search([made.to_dict() for made in wanted])},
-            run_config=tune.RunConfig(  # a busy machine's raylets lose a worker now and then
-                name="seen", storage_path=folder, verbose=0, failure_config=tune.FailureConfig(max_failures=30)
-            ),
-        ).fit()
+        assert all(group.wait(60) for group in groups)
+        for made, group in zip(wanted, groups, strict=True):
+            told = ray.util.placement_group_table(group)["bundles_to_node_id"]
+            assert [told[at] for at in range(len(made.selectors))] == [each[NODE_LABEL] for each in made.selectors]
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    assert results.num_errors == 0
-    seen = sorted((result.metrics or {})["placed"].split(",") for result in results)
-    assert seen == sorted([selector[NODE_LABEL] for selector in made.selectors] for made in wanted)
-    assert all((result.metrics or {})["placed"].startswith((result.metrics or {})["here"]) for result in results)
+        for group in groups:
+            ray.util.remove_placement_group(group)
 
 
 def test_the_pool_sees_what_another_job_holds_and_says_what_waits(places: Places) -> None:

@@ -331,6 +331,8 @@ class TrialState:
     node: str | None = None
     """The node of the cluster that the trial was given; ``None`` when it was given none or several."""
     gpus: int = 0
+    unattended_s: float = 0.0
+    """Before this worker began, after an earlier one died; nobody knows yet whether its engine was up all the while."""
 
 
 @dataclass(frozen=True)

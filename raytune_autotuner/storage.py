@@ -67,6 +67,8 @@ UPLOAD_BYTES_PER_S = 1e6
 PROBE_BYTES = 64 * 1024
 """Enough that a full disk or quota shows."""
 COPY_BYTES = 4 * 1024 * 1024
+REPLACED = 5
+"""So often in a row an object may be replaced while it is read."""
 STOP_SEEN_AFTER_S = 1.0
 READERS = 16
 """Requests at the same time to a remote store, where many files are read: each takes some 20 ms of waiting."""
@@ -120,15 +122,24 @@ class Storage:
         self._ask("write", path, lambda: write(path, text.encode()))
 
     def read(self, path: str) -> str | None:
-        """The file's text, or ``None`` when there is no such file."""
+        """The file's text, or ``None`` when there is no such file.
+
+        Arrow asks a remote store how long an object is, then for so many bytes: of one that is replaced by a longer
+        one in between, the end is missing. Our JSON files, the only ones that are replaced, are then read again.
+        """
         filesystem, root = self.opened
 
-        def read() -> str:
+        def read() -> bytes:
             with filesystem.open_input_stream(f"{root}/{path}") as stream:
-                return bytes(stream.read()).decode()
+                return bytes(stream.read())
 
         try:
-            return self._ask("read", path, read)
+            data = self._ask("read", path, read)
+            for _ in range(0 if self.is_local or not path.endswith(".json") else REPLACED):
+                if _is_whole(data):
+                    break
+                data = self._ask("read", path, read)
+            return data.decode()
         except FileNotFoundError:
             return None
 
@@ -308,6 +319,15 @@ class Storage:
             raise
         except STORE_ERRORS as error:
             raise StorageFault(f"cannot {verb} {self.location(path)}: {error}") from error
+
+
+def _is_whole(data: bytes) -> bool:
+    """Whether it is JSON to its end."""
+    try:
+        json.loads(data)
+    except ValueError:
+        return False
+    return True
 
 
 def _joined(base: str, path: str) -> str:

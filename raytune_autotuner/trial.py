@@ -118,7 +118,7 @@ class Trial:
         self._deadline = Deadline.after(job.timeout_s)
         self._clock = Clock(_with(before.phases if before else {}, "queue", job.queued_s))
         self._started_at = before.started_at if before else utc_now()
-        self._unattended_s = seconds_since(before.updated_at) if before else 0.0
+        self._unattended_s = before.unattended_s + seconds_since(before.updated_at) if before else 0.0
         self._endpoint: Endpoint | None = None
         self._argv = job.deployment.argv
         self._info: Mapping[str, Any] = {}
@@ -382,6 +382,7 @@ class Trial:
                 phases=self._clock.rounded(),
                 node=self.job.node,
                 gpus=self.job.deployment.gpus,
+                unattended_s=round(self._unattended_s, 3),
             )
         )
 

@@ -219,6 +219,17 @@ def test_a_filesystem_that_only_fsspec_knows_serves_too() -> None:
     folder.root.delete("none")
 
 
+@pytest.mark.parametrize(("path", "read"), [("x/state.json", '{"a": [1]}'), ("x/engine.log", '{"a": [1')])
+def test_an_object_that_is_replaced_while_it_is_read_is_read_again(
+    path: str, read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its end is missing then; a log may end anywhere."""
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    answers = iter([b'{"a": [1', b'{"a": [1]', b'{"a": [1]}'])
+    monkeypatch.setattr(Storage, "_ask", lambda self, what, path, read: next(answers))
+    assert storage.read(path) == read
+
+
 def test_a_store_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a time, with the place; whatever its library waits for."""
     monkeypatch.setattr(storage_module, "ANSWER_TIMEOUT_S", 0.2)

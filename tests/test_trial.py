@@ -226,6 +226,19 @@ def test_a_trial_that_was_cut_short_goes_on(tmp_path: Path) -> None:
     assert record.phases["idle"] > 1000.0
 
 
+def test_what_was_left_is_charged_also_when_two_workers_die_in_a_row(tmp_path: Path) -> None:
+    """The second one while it deployed: it could not say yet whether the first one's engine had been up."""
+    first, _, _ = make_trial(tmp_path)
+    first.step()
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    folder.save_state(replace(folder.states()[0], updated_at="2026-01-01T00:00:00.000+00:00"))
+    second, _, _ = make_trial(tmp_path)
+    second._announce("deploy", "")
+    third, backend, _ = make_trial(tmp_path)
+    backend.leftover = True
+    assert run(third).phases["idle"] > 1000.0
+
+
 @pytest.mark.parametrize("left", [True, False])
 def test_a_trial_that_is_measured_already_is_not_deployed_again(tmp_path: Path, left: bool) -> None:
     """Its worker died between the last rung and the record; what it left behind is ended, and charged until then."""

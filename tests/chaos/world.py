@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 
@@ -173,9 +174,12 @@ def _ray_node(name: str) -> RayNode:
 def world(
     folder: Path, *, storage: str | None = None, env: Mapping[str, str] | None = None, rung_s: float = RUNG_S
 ) -> Iterator[World]:
-    """Everything but a driver is running; ``env`` is what drivers and workers need to reach ``storage``."""
+    """Everything but a driver is running; ``env`` is what drivers, workers and this process need for ``storage``."""
     nodes = [KubernetesNode(name, gpus=gpus) for name, gpus in NODES.items()]
-    with Emulator(nodes, time_scale=KUBERNETES_S_PER_S, engine_scale=10.0, crds=crds()) as emulator:
+    with (
+        patch.dict(os.environ, env or {}),
+        Emulator(nodes, time_scale=KUBERNETES_S_PER_S, engine_scale=10.0, crds=crds()) as emulator,
+    ):
         emulator.apply(objects())
         (folder / "tokenizer").mkdir()
         order = driver.Order(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -26,11 +27,13 @@ from raytune_autotuner.verdict import (
     drift,
     effect,
     measured,
+    noise,
     within_variance,
 )
 from tests.fakes.trials import sample_metrics
 
 THROUGHPUT = Context(1, Optimization(objective="maximize_throughput"))
+LATENCY = Context(1, Optimization(objective="minimize_latency"))
 
 
 def runs(e2e_s: list[float], noise: float = 0.02, seed: int = 0, context: Context = THROUGHPUT) -> list[Measurement]:
@@ -321,6 +324,21 @@ def test_a_measured_run_knows_the_noise_of_its_requests() -> None:
     done = measured("winner", measurement, seed=1, node="a", started_at=3.0)
     assert math.sqrt(done.within_variance) == pytest.approx(0.04 / math.sqrt(20), rel=0.5)
     assert (done.side, done.node, done.started_at) == ("winner", "a", 3.0)
+
+
+def test_the_same_requests_are_resampled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As long as they are kept; for another objective or seed it is another question."""
+    measurement = runs([1.0])[0]
+    first = within_variance(measurement, seed=1)
+    other = within_variance(replace(measurement, context=LATENCY), seed=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(noise, "_resampled", lambda metrics, rng: pytest.fail("resampled again"))
+        assert within_variance(measurement, seed=1) == first
+        assert within_variance(replace(measurement, context=LATENCY), seed=1) == other
+    before = len(noise._KNOWN._known)
+    del measurement
+    gc.collect()
+    assert len(noise._KNOWN._known) < before
 
 
 def test_a_single_request_says_nothing_of_noise() -> None:

@@ -7,6 +7,8 @@ together are not independent. It knows nothing of what differs between runs, so 
 from __future__ import annotations
 
 import math
+import weakref
+from collections.abc import Hashable
 from dataclasses import replace
 from operator import itemgetter
 
@@ -35,9 +37,34 @@ def measured(
 
 def within_variance(measurement: Measurement, seed: int, bootstraps: int = BOOTSTRAPS) -> float:
     """Variance of the log goodness under resampling of the run's own requests."""
-    rng = np.random.default_rng(seed)
-    values = [log_goodness(score(_resampled(measurement.metrics, rng), measurement.context)) for _ in range(bootstraps)]
-    return float(np.var(values))
+    metrics, context = measurement.metrics, measurement.context
+    known = _KNOWN.of(metrics)
+    asked = (seed, bootstraps, context.gpus, context.optimization.model_dump_json())
+    if asked not in known:
+        rng = np.random.default_rng(seed)
+        known[asked] = float(
+            np.var([log_goodness(score(_resampled(metrics, rng), context)) for _ in range(bootstraps)])
+        )
+    return known[asked]
+
+
+class _Known:
+    """What was worked out of a run's metrics, as long as those live: a page asks for the same runs again and again.
+
+    By identity, since equal ones would have to be compared request by request.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[weakref.ref[Metrics], dict[Hashable, float]]] = {}
+
+    def of(self, metrics: Metrics) -> dict[Hashable, float]:
+        key = id(metrics)
+        if key not in self._known:
+            self._known[key] = (weakref.ref(metrics, lambda _: self._known.pop(key, None)), {})
+        return self._known[key][1]
+
+
+_KNOWN = _Known()
 
 
 def _resampled(metrics: Metrics, rng: np.random.Generator) -> Metrics:

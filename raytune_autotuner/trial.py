@@ -205,8 +205,7 @@ class Trial:
         self._announce("deploy", "")
         self._benchmark.prepare()
         endpoint = self._backend.start(self.job.deployment, self._deadline, self._progress)
-        if endpoint.leftover:
-            self._charge_unattended()
+        self._settle_unattended(endpoint.leftover)
         self._folder.save_endpoint(self.job.trial, endpoint)
         self._take_in(endpoint)
         self._warm_up(endpoint)
@@ -332,12 +331,12 @@ class Trial:
 
     def _stop_engine(self) -> None:
         self._endpoint = None
-        if self._backend.stop(Deadline.after(TEARDOWN_S)):
-            self._charge_unattended()
+        self._settle_unattended(self._backend.stop(Deadline.after(TEARDOWN_S)))
 
-    def _charge_unattended(self) -> None:
-        """What an earlier worker left held its GPUs while nobody used it."""
-        self._clock.add("idle", self._unattended_s)
+    def _settle_unattended(self, left: bool) -> None:
+        """Now it is known whether what an earlier worker left held its GPUs while nobody used it."""
+        if left:
+            self._clock.add("idle", self._unattended_s)
         self._unattended_s = 0.0
 
     def _unused(self, name: str) -> str:

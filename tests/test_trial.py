@@ -239,6 +239,20 @@ def test_what_was_left_is_charged_also_when_two_workers_die_in_a_row(tmp_path: P
     assert run(third).phases["idle"] > 1000.0
 
 
+def test_what_was_not_there_is_not_charged_later(tmp_path: Path) -> None:
+    """The second worker found nothing, so what the third one finds is the second one's."""
+    first, _, _ = make_trial(tmp_path)
+    first.step()
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    folder.save_state(replace(folder.states()[0], updated_at="2026-01-01T00:00:00.000+00:00"))
+    second, _, _ = make_trial(tmp_path)
+    second._endpoint = second._deploy()
+    second._announce("benchmark", "")
+    third, backend, _ = make_trial(tmp_path)
+    backend.leftover = True
+    assert run(third).phases["idle"] < 100.0
+
+
 @pytest.mark.parametrize("left", [True, False])
 def test_a_trial_that_is_measured_already_is_not_deployed_again(tmp_path: Path, left: bool) -> None:
     """Its worker died between the last rung and the record; what it left behind is ended, and charged until then."""

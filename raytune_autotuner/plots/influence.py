@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from threading import Lock
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -30,13 +31,17 @@ class _Trials:
 
 @lru_cache(maxsize=4)
 def _grown(trials: _Trials) -> Importances:
-    """A forest takes seconds."""
     return importance(trials.records)
+
+
+_GROWING = Lock()
+"""A forest takes seconds, so whoever asks for one that is being grown waits for it."""
 
 
 def _of(view: View) -> Importances:
     records = tuple(r for r in view.records if r.trial.purpose == "search")
-    return _grown(_Trials(frozenset((r.experiment, r.trial.name, r.outcome) for r in records), records))
+    with _GROWING:
+        return _grown(_Trials(frozenset((r.experiment, r.trial.name, r.outcome) for r in records), records))
 
 
 def importances(view: View) -> Plot | None:

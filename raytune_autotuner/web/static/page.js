@@ -45,6 +45,12 @@ function drawWhatIsNew() {
   const now = document.getElementById("plots-version");
   for (const box of document.querySelectorAll("[data-plots]")) {
     if (now && box.dataset.version !== now.dataset.version) {
+      const wait = 1000 * (box.dataset.everyS || 0) - (Date.now() - (box.begun || 0));
+      if (wait > 0) {
+        box.later ||= setTimeout(drawWhatIsNew, wait);
+        continue;
+      }
+      [box.begun, box.later] = [Date.now(), null];
       box.dataset.version = now.dataset.version;
       draw(box);
     }

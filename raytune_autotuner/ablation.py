@@ -14,6 +14,7 @@ from raytune_autotuner import experiment, overview
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.export import PREFIX, Wish, export, provenance, written
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.importance import Importances, importance
 from raytune_autotuner.minimal import Ablation, Plan, order
 from raytune_autotuner.planning.checks import load_document
@@ -21,7 +22,6 @@ from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, TrialRecord, config_hash
 from raytune_autotuner.results import Results, load_results, to_text
 from raytune_autotuner.setup import Setup, prepare
-from raytune_autotuner.storage import ExperimentFolder
 
 SUFFIX = "-minimal"
 FILE = "minimal.json"

@@ -22,6 +22,7 @@ from raytune_autotuner import pareto
 from raytune_autotuner.board import COLOURS, SHOWN_TRIALS, parameters_text, score_text
 from raytune_autotuner.board import board as live_board
 from raytune_autotuner.earlier import age
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.importance import Importances
 from raytune_autotuner.ledger import Ledger, Savings, was_stopped_early
 from raytune_autotuner.objectives import title
@@ -29,7 +30,6 @@ from raytune_autotuner.overview import Overview
 from raytune_autotuner.pareto import Front
 from raytune_autotuner.records import SearchEnd, TrialRecord, TrialState
 from raytune_autotuner.results import Results
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.verdict import Verdict
 
 POLL_S, REMOTE_POLL_S = 0.5, 5.0

@@ -12,9 +12,10 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from raytune_autotuner.errors import SpecError, StorageFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import WAITING
 from raytune_autotuner.records import Outcome, Parameters, Purpose, Score
-from raytune_autotuner.storage import READERS, ExperimentFolder, Storage
+from raytune_autotuner.storage import READERS, Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import Task, parse_task
 

@@ -23,12 +23,12 @@ from raytune_autotuner.backends.local import SECRET
 from raytune_autotuner.backends.ome import MANIFEST
 from raytune_autotuner.backends.ome_manifest import DIGEST, HOSTNAME
 from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import Manifest
 from raytune_autotuner.objectives import title
 from raytune_autotuner.records import TrialRecord
 from raytune_autotuner.render import to_yaml
 from raytune_autotuner.results import Results, load_results
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
 
 Form = Literal["isvc", "runtime", "command"]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import TrialId, TrialRecord, TrialState
 from raytune_autotuner.search import Past
-from raytune_autotuner.storage import ExperimentFolder
 
 
 def is_over(record: TrialRecord) -> bool:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from raytune_autotuner import lock, sessions
 from raytune_autotuner.errors import SpecError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.importance import Importances
 from raytune_autotuner.importance import read as read_importances
 from raytune_autotuner.lock import Held
@@ -18,7 +19,7 @@ from raytune_autotuner.planning.checks import load_document
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.records import Parameters, Score
 from raytune_autotuner.results import document, load_results
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import Task, parse_task
 from raytune_autotuner.task.taskfile import Document

@@ -15,12 +15,12 @@ from typing import Any
 from raytune_autotuner import pareto
 from raytune_autotuner.budget import Limits, hours
 from raytune_autotuner.confirmation import Confirmation
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
 from raytune_autotuner.metrics import LATENCIES
 from raytune_autotuner.objectives import over_loads, reachable
 from raytune_autotuner.ranking import Ranking, rank
 from raytune_autotuner.records import BudgetState, Outcome, Parameters, SearchEnd, TrialRecord
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Verdict
 

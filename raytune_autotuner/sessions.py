@@ -12,11 +12,11 @@ from typing import Any
 
 from raytune_autotuner import __version__
 from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.folder import SESSIONS, ExperimentFolder, session_file
 from raytune_autotuner.identity import identity
 from raytune_autotuner.lock import Held
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.storage import SESSIONS, ExperimentFolder, session_file
 from raytune_autotuner.trial import seconds_since, utc_now
 
 PACKAGES = ("ray", "genai-bench", "hyperopt", "optuna", "xllamacpp", "numpy", "scipy")

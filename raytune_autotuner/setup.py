@@ -19,6 +19,7 @@ from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import Engine, build_argv, gpu_count
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.foresight import Launch
 from raytune_autotuner.foresight.facts import of_task
 from raytune_autotuner.objectives import Context
@@ -26,7 +27,7 @@ from raytune_autotuner.packing import Need
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.records import Parameters, Rung, TrialId, config_hash
 from raytune_autotuner.site import Local, Site
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.trial import Job, Trial
 

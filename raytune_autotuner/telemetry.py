@@ -19,10 +19,10 @@ from ray import tune
 from ray.util import metrics as ray_metrics
 
 from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import charged
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Parameters, TrialId, TrialRecord
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.summary import ENDINGS, Summary, line, summarise
 
 Hook = TypeVar("Hook", bound=Callable[..., None])

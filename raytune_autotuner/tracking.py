@@ -15,9 +15,9 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from raytune_autotuner.errors import AutotunerError, EnvironmentFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import over_loads
 from raytune_autotuner.records import RungRecord, TrialRecord
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.summary import ending
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.task.tracking import Tracking

@@ -26,6 +26,7 @@ from raytune_autotuner.engines import differences
 from raytune_autotuner.engines.caches import reset
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
 from raytune_autotuner.errors import EnvironmentFault, StorageFault, Superseded, TransientError, TrialInfeasible
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.measuring import Bench, in_words, measure
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
@@ -43,7 +44,6 @@ from raytune_autotuner.records import (
     TrialRecord,
     TrialState,
 )
-from raytune_autotuner.storage import ExperimentFolder
 
 ATTEMPTS = 2
 """How often a deployment is tried when the infrastructure fails."""

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.storage import Storage
 
 CLIENT_LOG = "genai_bench.log"
 

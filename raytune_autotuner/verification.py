@@ -24,11 +24,11 @@ from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.export import PREFIX
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import INFERENCE_SERVICE
 from raytune_autotuner.records import Parameters, TrialRecord, config_hash
 from raytune_autotuner.search import Wanted
 from raytune_autotuner.setup import Given, Setup
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Verdict
 

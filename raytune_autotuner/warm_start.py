@@ -16,12 +16,12 @@ from difflib import SequenceMatcher
 
 from raytune_autotuner.earlier import Earlier, Found, age
 from raytune_autotuner.engines import Engine, usual_values
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.identity import Identity, identity
 from raytune_autotuner.planning.space import Space, coordinate, count, grid_value
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task import scenarios
 from raytune_autotuner.task.parameters import Boolean, Choice, Parameter
 from raytune_autotuner.task.spec import Benchmark

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.lock import LOCK, Holder
 from raytune_autotuner.metrics import steady, summarise
 from raytune_autotuner.objectives import Context, score
@@ -34,7 +35,7 @@ from raytune_autotuner.records import (
 )
 from raytune_autotuner.results import document, load_results, to_text, trials_csv
 from raytune_autotuner.sessions import Session
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 
 BEGUN = datetime(2026, 11, 20, 8, 0, tzinfo=timezone.utc)

@@ -11,12 +11,13 @@ import pytest
 
 from raytune_autotuner.budget import Expectation, Limits, Open, Reserve, Standing, expect, hours
 from raytune_autotuner.engines import load_engine
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.purse import Purse
 from raytune_autotuner.records import BudgetState, Purpose, TrialId, TrialRecord, TrialState, config_hash
 from raytune_autotuner.results import document, load_results
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.summary import ending
 from raytune_autotuner.task.spec import Optimization, Task, parse_task
 from raytune_autotuner.verdict import Ask

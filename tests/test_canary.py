@@ -10,8 +10,9 @@ import pytest
 
 from raytune_autotuner.canary import Exam, Unanswered, ask, compare, difference, shipped_prompts
 from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import Answers, Endpoint
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Canary
 from raytune_autotuner.trial import run
 from tests.fakes.openai_server import Behaviour, FakeServer

@@ -13,10 +13,11 @@ from click.testing import CliRunner, Result
 
 from raytune_autotuner import lock, sessions
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, follow, main
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.overview import Overview
 from raytune_autotuner.records import TrialId, config_hash
 from raytune_autotuner.results import document, load_results, to_text
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.trial import run as run_trial
 from tests.fakes.job_server import FakeJobServer
 from tests.fakes.trials import FakeSetup

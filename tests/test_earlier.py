@@ -13,6 +13,7 @@ import pytest
 from raytune_autotuner import history, reuse, warm_start
 from raytune_autotuner.earlier import Found, age, recent
 from raytune_autotuner.engines import load_engine
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.identity import engine_version, hardware, identity, unlike
 from raytune_autotuner.planning.experience import experience
 from raytune_autotuner.planning.plan import make_plan
@@ -20,7 +21,7 @@ from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Failure, Reused, TrialId, config_hash
 from raytune_autotuner.results import document, load_results, to_text
 from raytune_autotuner.search.proposer import Past
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import FakeSetup
 from tests.test_results import record

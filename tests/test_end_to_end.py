@@ -18,7 +18,8 @@ import psutil
 import pytest
 import yaml
 
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.storage import Storage
 from tests.fakes import tiny_tokenizer
 from tests.waiting import until
 

@@ -18,9 +18,10 @@ from raytune_autotuner import __version__, experiment, history, sessions
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.experiment import Options
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.results import Results
 from raytune_autotuner.site import Local
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import parse_task
 from tests.fakes.trials import FakeSetup
 from tests.waiting import until

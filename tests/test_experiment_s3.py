@@ -10,8 +10,9 @@ import pytest
 
 from raytune_autotuner import experiment
 from raytune_autotuner.experiment import Options
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import TrialId, config_hash
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.trial import run
 from tests.fakes.trials import FakeSetup
 from tests.s3_server import S3Server, s3  # noqa: F401 - a fixture

@@ -19,11 +19,11 @@ from raytune_autotuner.backends.ome_manifest import HOSTNAME, OmeSettings, Secre
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, main
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.export import PREFIX, Wish, export, provenance, runtime_with
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import CLUSTER_SERVING_RUNTIME, INFERENCE_SERVICE, Cluster
 from raytune_autotuner.records import Endpoint, TrialId, TrialRecord
 from raytune_autotuner.render import to_yaml
 from raytune_autotuner.results import load_results
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.emulator.api import ApiServer, ome_crds
 from tests.test_ome_manifest import RUNTIME, SETTINGS, deployment

@@ -10,12 +10,13 @@ import pytest
 
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.errors import FailureClass
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import ExperimentGate
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, config_hash
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import parse_task
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from raytune_autotuner import history
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import Failure, TrialId, TrialRecord, TrialState
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 
 BEGUN = "2026-01-01T00:00:00.000+00:00"
 TRIAL = TrialId("search", "0123456789ab")

@@ -29,11 +29,12 @@ from raytune_autotuner.backends.ome_access import Relay
 from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, shipped_template
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import TrialInfeasible
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import Cluster
 from raytune_autotuner.kube import watch as kube_watch
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import Endpoint, Load, Metrics, Rung, TrialRecord
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Optimization
 from raytune_autotuner.trial import Job, Trial, run
 from tests.emulator.api import Admission, Fault, denied_by_webhook, webhook_unreachable

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from raytune_autotuner import overview, plots
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import ledger
 from raytune_autotuner.plots.view import View, when
 from raytune_autotuner.records import Failure, TrialRecord
 from raytune_autotuner.results import Results, load_results
-from raytune_autotuner.storage import ExperimentFolder
 from tests.example_experiment import Example, build
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.errors import FailureClass, SpecError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.foresight import Case, Ended, Launch, Pruner
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, config_hash
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 
 SGLANG, VLLM, LLAMACPP = (load_engine(name) for name in ("sglang", "vllm", "llamacpp"))
 LAUNCH = Launch(SGLANG)

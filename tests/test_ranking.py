@@ -10,11 +10,12 @@ import pytest
 from rich.console import Console
 
 from raytune_autotuner import display
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.ranking import rank
 from raytune_autotuner.records import Outcome, Parameters, Purpose, RungRecord, TrialId, TrialRecord, config_hash
 from raytune_autotuner.results import document, load_results
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics
 

@@ -14,9 +14,10 @@ import pytest
 from ray.job_submission import JobStatus
 
 from raytune_autotuner.cli import ENVIRONMENT, INTERRUPTED, OK
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.overview import Overview
 from raytune_autotuner.records import TrialState
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.submit import STOP_VARIABLE
 from tests.ray_cluster import BIN, Node, RayCluster, ray_cluster
 from tests.test_end_to_end import ours, write_task

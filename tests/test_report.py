@@ -17,12 +17,12 @@ from raytune_autotuner import plots, report
 from raytune_autotuner.cli import ENVIRONMENT, main
 from raytune_autotuner.cli.options import BAD_INPUT
 from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import ledger
 from raytune_autotuner.records import Failure, TrialRecord
 from raytune_autotuner.report import answer, evidence
 from raytune_autotuner.report.images import save
 from raytune_autotuner.report.pages import inline
-from raytune_autotuner.storage import ExperimentFolder
 from raytune_autotuner.verdict import Verdict
 from tests.example_experiment import Example, build
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
     Failure,
@@ -23,7 +24,7 @@ from raytune_autotuner.records import (
     config_hash,
 )
 from raytune_autotuner.results import document, load_results, to_text, trials_csv
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics
 

@@ -22,9 +22,10 @@ from pydantic import ValidationError
 from raytune_autotuner import filesystems, scratch
 from raytune_autotuner import storage as storage_module
 from raytune_autotuner.errors import EnvironmentFault, SpecError, StorageFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import RungRecord, TrialId, TrialRecord, TrialState, from_json, to_json
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Optimization
 from tests.fakes.trials import sample_metrics
 

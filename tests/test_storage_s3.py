@@ -10,11 +10,11 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from raytune_autotuner import storage
 from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.folder import STOP_SEEN_AFTER_S, ExperimentFolder
 from raytune_autotuner.loopback import free_port
 from raytune_autotuner.records import TrialId
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from tests.s3_server import CREDENTIALS, S3Server, s3_server
 from tests.test_storage import TRIAL, record, rung, state
 
@@ -132,10 +132,10 @@ def test_the_store_is_asked_for_a_stop_once_a_second(server: S3Server, monkeypat
     other.request_stop()
     assert other.stop_requested()
     assert not folder.stop_requested()
-    now[0] += storage.STOP_SEEN_AFTER_S
+    now[0] += STOP_SEEN_AFTER_S
     assert folder.stop_requested()
     folder.root.delete("stop")
-    now[0] += storage.STOP_SEEN_AFTER_S
+    now[0] += STOP_SEEN_AFTER_S
     assert not other.stop_requested()
 
 

@@ -14,10 +14,11 @@ import pytest
 
 from raytune_autotuner import telemetry
 from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import charged
 from raytune_autotuner.proposal import LABEL_LENGTH, Proposal, label
 from raytune_autotuner.records import Failure, Outcome, Parameters, Purpose, Score, TrialId, TrialRecord, config_hash
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.summary import Summary, ending, gain, line, summarise
 from raytune_autotuner.telemetry import METRICS, Telemetry
 

@@ -16,9 +16,10 @@ import pytest
 
 from raytune_autotuner import tracking
 from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.loopback import free_port
 from raytune_autotuner.records import EngineStats, Failure, TrialId, TrialRecord
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from raytune_autotuner.telemetry import Telemetry
 from raytune_autotuner.tracking import Desk, MlflowRuns, complete, scalars

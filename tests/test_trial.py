@@ -13,11 +13,12 @@ from raytune_autotuner.clock import Clock
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines import load_engine
 from raytune_autotuner.errors import StorageFault, Superseded
+from raytune_autotuner.folder import ExperimentFolder, session_file
 from raytune_autotuner.history import is_over
 from raytune_autotuner.ledger import was_stopped_early
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import LevelSearch, Load, Parameters, Purpose, Rung, TrialId, config_hash
-from raytune_autotuner.storage import ExperimentFolder, Storage, session_file
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Optimization
 from raytune_autotuner.trial import Job, Trial, run
 from tests.fakes.trials import FakeBackend, FakeBenchmark, Faults

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.storage import Storage
 from tests.test_end_to_end import in_a_rung, ours, output, started, write_task
 from tests.waiting import until
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import to_json
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from tests.example_experiment import Example, build
 from tests.waiting import until
 from tests.web_site import DONE, RUNNING, STOPPED, fill, serving

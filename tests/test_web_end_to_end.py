@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.web.launching import Launcher
 from tests.test_end_to_end import ours, write_task
 from tests.waiting import until

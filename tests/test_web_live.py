@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from raytune_autotuner.errors import SpecError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import RungRecord
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.web.launching import Launcher, new_name
 from raytune_autotuner.web.library import Library
 from raytune_autotuner.web.live import ALL, Live, message

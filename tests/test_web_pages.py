@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
 from raytune_autotuner.records import TrialId, config_hash
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.web.new_task import STARTS
 from tests.web_site import DONE, RUNNING, STOPPED, Starts, client, fill, texts
 

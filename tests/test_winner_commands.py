@@ -13,13 +13,14 @@ from click.testing import CliRunner, Result
 from raytune_autotuner import experiment, minimal
 from raytune_autotuner.cli import BAD_INPUT, INTERRUPTED, NOTHING_FEASIBLE, OK, main
 from raytune_autotuner.experiment import Options
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import Course
 from raytune_autotuner.planning.checks import load_checked
 from raytune_autotuner.records import Parameters
 from raytune_autotuner.results import load_results
 from raytune_autotuner.search import Limits, ListSource, Proposer, Wanted
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from tests.test_end_to_end import write_task
 from tests.test_minimal import plainly
 from tests.test_results import record

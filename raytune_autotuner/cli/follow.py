@@ -12,7 +12,7 @@ from raytune_autotuner.errors import SpecError
 
 if TYPE_CHECKING:
     from raytune_autotuner.deadline import Deadline
-    from raytune_autotuner.storage import ExperimentFolder
+    from raytune_autotuner.folder import ExperimentFolder
 
 LOOK_S = 2.0
 """How often it is looked whether an experiment is over."""
@@ -29,8 +29,9 @@ experiment_argument = click.argument("experiment", metavar="EXPERIMENT")
 def list_experiments(storage: str) -> int:
     """List the experiments in a storage, the last begun first."""
     from raytune_autotuner import display
+    from raytune_autotuner.folder import ExperimentFolder
     from raytune_autotuner.overview import Overview, names
-    from raytune_autotuner.storage import ExperimentFolder, Storage
+    from raytune_autotuner.storage import Storage
 
     opened = Storage(storage)
     found = [Overview.of(ExperimentFolder(opened, name)) for name in names(opened)]

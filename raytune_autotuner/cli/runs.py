@@ -30,9 +30,9 @@ from raytune_autotuner.records import Parameters
 if TYPE_CHECKING:
     from raytune_autotuner.engines import Engine
     from raytune_autotuner.experiment import Options
+    from raytune_autotuner.folder import ExperimentFolder
     from raytune_autotuner.results import Results
     from raytune_autotuner.setup import Setup
-    from raytune_autotuner.storage import ExperimentFolder
     from raytune_autotuner.task.spec import Task
 
 results_option = click.option(

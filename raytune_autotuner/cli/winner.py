@@ -16,7 +16,7 @@ from raytune_autotuner.errors import SpecError
 
 if TYPE_CHECKING:
     from raytune_autotuner.export import Wish
-    from raytune_autotuner.storage import ExperimentFolder
+    from raytune_autotuner.folder import ExperimentFolder
     from raytune_autotuner.verdict import Verdict
 
 UNSTABLE = NOTHING_FEASIBLE

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.foresight.cases import Case
-from raytune_autotuner.storage import ExperimentFolder
 
 LOOK_S = 2.0
 """So often a storage elsewhere is looked at, where every file is a request."""

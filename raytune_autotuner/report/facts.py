@@ -9,9 +9,9 @@ from datetime import datetime, timezone
 from typing import Any
 
 from raytune_autotuner import overview, sessions
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import TrialRecord, TrialState
 from raytune_autotuner.results import Results, load_results
-from raytune_autotuner.storage import ExperimentFolder
 
 MANIFESTS = ("inference-service.yaml",)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 
 from raytune_autotuner.errors import StorageFault
-from raytune_autotuner.storage import ExperimentFolder
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.web import redaction
 
 MOST_BYTES = 4 * 1024**3

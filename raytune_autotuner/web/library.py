@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from raytune_autotuner.errors import StorageFault
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.web.reader import Reader, Snapshot, Unreadable
 
 EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")

@@ -13,9 +13,10 @@ from typing import Literal
 
 from raytune_autotuner import lock, overview, sessions
 from raytune_autotuner.errors import SpecError, StorageFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import Score, TrialRecord, TrialState
 from raytune_autotuner.results import Results, results_of
-from raytune_autotuner.storage import READERS, ExperimentFolder
+from raytune_autotuner.storage import READERS
 from raytune_autotuner.summary import Summary, summarise
 from raytune_autotuner.task.spec import Task
 

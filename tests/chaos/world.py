@@ -21,8 +21,9 @@ from unittest.mock import patch
 
 import psutil
 
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ray_nodes import NODE_VARIABLE
-from raytune_autotuner.storage import ExperimentFolder, Storage
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.trial import utc_now
 from tests.chaos import driver
 from tests.emulator.api.etcd import Change

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
@@ -11,12 +10,12 @@ from starlette.responses import RedirectResponse, Response, StreamingResponse
 from raytune_autotuner import report as reports
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.export import export
-from raytune_autotuner.plots import PLOTS, SLOW, figures
+from raytune_autotuner.plots import Theme
 from raytune_autotuner.web.downloads import archive
-from raytune_autotuner.web.figures import plots_answer
+from raytune_autotuner.web.figures import experiment_plots
 from raytune_autotuner.web.library import Unknown
 from raytune_autotuner.web.pages import Here
-from raytune_autotuner.web.reader import Snapshot
+from raytune_autotuner.web.reader import Part, Snapshot
 from raytune_autotuner.web.site import Site
 
 router = APIRouter(include_in_schema=False)
@@ -68,13 +67,9 @@ def dismiss(site: Here, name: str) -> Response:
 
 
 @router.get("/experiments/{name}/plots")
-def plots(
-    site: Here, name: str, theme: Literal["light", "dark"] = "light", part: Literal["quick", "slow"] = "quick"
-) -> Response:
+def plots(site: Here, name: str, theme: Theme = "light", part: Part = "quick") -> Response:
     """The figures for plotly.js, by name; those that take seconds are asked for by themselves."""
-    seen = site.library.look(name)
-    names = [plot for plot in PLOTS if (plot in SLOW) == (part == "slow")]
-    return plots_answer(figures(seen.results, tuple(t.state for t in seen.trials.values() if t.state), names), theme)
+    return experiment_plots(site.library.look(name), part, theme)
 
 
 @router.get("/experiments/{name}/manifest")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
+from threading import Lock
 from typing import Literal
 
 from raytune_autotuner import lock, overview, sessions
@@ -21,6 +22,8 @@ from raytune_autotuner.summary import Summary, summarise
 from raytune_autotuner.task.spec import Task
 
 State = Literal["running", "stopping", "interrupted", "done"]
+Part = Literal["quick", "slow"]
+"""Of the plots."""
 
 HOLDER_S = 5.0
 """How often it is asked whether the process that runs an experiment is alive: each time costs a write."""
@@ -63,6 +66,12 @@ class Snapshot:
     ended_at: datetime | None
     planned: int
     """Trials, at most."""
+    drawn: dict[tuple[Part, str], str] = field(default_factory=dict, repr=False, compare=False)
+    """Its plots, by theme, as far as somebody has asked for them …"""
+    drawing: Mapping[Part, Lock] = field(
+        default_factory=lambda: {"quick": Lock(), "slow": Lock()}, repr=False, compare=False
+    )
+    """… and who draws them just now."""
 
     @property
     def name(self) -> str:

@@ -13,6 +13,7 @@ async function draw(box) {
   const plots = await answer.json();
   const shown = new Set();
   for (const [name, plot] of Object.entries(plots)) {
+    await new Promise((go) => setTimeout(go)); // a large one takes a second, and updates come between
     shown.add(`plot-${name}`);
     const figure = document.getElementById(`plot-${name}`) || added(box, name);
     figure.querySelector("h3").textContent = plot.title;

@@ -89,12 +89,21 @@ def _known(column: Iterable[float | None]) -> NDArray[np.float64]:
 def _latency(name: str, seconds: NDArray[np.float64]) -> dict[str, float]:
     if not seconds.size:
         return {}
-    percentiles = np.percentile(seconds, PERCENTILES)
+    ranked = np.sort(seconds).tolist()
     return {
         f"{name}_mean_s": float(seconds.mean()),
-        **{f"{name}_p{p}_s": float(value) for p, value in zip(PERCENTILES, percentiles, strict=True)},
-        f"{name}_max_s": float(seconds.max()),
+        **{f"{name}_p{p}_s": _percentile(ranked, p) for p in PERCENTILES},
+        f"{name}_max_s": ranked[-1],
     }
+
+
+def _percentile(ranked: Sequence[float], percent: float) -> float:
+    """What ``numpy.percentile`` gives, which takes a quarter of a millisecond to look at its arguments."""
+    at = percent / 100 * (len(ranked) - 1)
+    below = int(at)
+    low, high = ranked[below], ranked[min(below + 1, len(ranked) - 1)]
+    share = at - below
+    return low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share)
 
 
 def _throughput(samples: RequestSamples, concurrency: int) -> dict[str, float]:

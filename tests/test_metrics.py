@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytune_autotuner.metrics import METRICS, error_ratio, steady, summarise
+from raytune_autotuner.metrics import METRICS, PERCENTILES, _percentile, error_ratio, steady, summarise
 from raytune_autotuner.records import RequestSamples, Rung
 
 SECONDS = st.floats(1e-4, 1e4)
@@ -29,6 +29,13 @@ def test_throughput_follows_the_closed_loop_law() -> None:
     assert values["total_tokens_per_s"] == pytest.approx(440.0)
     assert values["output_tokens_mean"] == pytest.approx(20.0)
     assert values["input_tokens_mean"] == pytest.approx(200.0)
+
+
+@given(st.lists(st.floats(1e-6, 1e6), min_size=1, max_size=60))
+def test_percentiles_are_those_of_numpy(seconds: list[float]) -> None:
+    """Whatever it interpolates between."""
+    found = [_percentile(sorted(seconds), percent) for percent in PERCENTILES]
+    assert found == pytest.approx(np.percentile(seconds, PERCENTILES).tolist(), rel=1e-12)
 
 
 def test_percentiles_are_interpolated_between_requests() -> None:

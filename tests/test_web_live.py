@@ -256,3 +256,13 @@ def test_a_running_trial_shows_the_rungs_that_it_has_finished(tmp_path: Path) ->
     folder.save_rung(open_trial, done.rungs[0])
     found = _rungs(folder.root.sub(f"trials/{open_trial.name}"), None)
     assert [type(rung) for rung in found] == [RungRecord]
+
+
+def test_the_latest_experiments_are_read_before_anybody_asks(tmp_path: Path) -> None:
+    """One that cannot be read keeps no other one from it."""
+    settle(folder := small(tmp_path), Reader(folder))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "task.json").write_text("{")
+    site = Site.of(Settings(Storage(str(tmp_path))))
+    site.read_latest()
+    assert "results" in vars(site.library.look("small"))

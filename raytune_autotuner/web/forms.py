@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from raytune_autotuner.engines import Engine, engine_names, load_engine
+from raytune_autotuner.engines.engine import Engine, engine_names, load_engine
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.objectives import OBJECTIVES
 from raytune_autotuner.task import taskfile

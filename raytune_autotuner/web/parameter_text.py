@@ -17,7 +17,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from raytune_autotuner.engines import Engine, EngineParameter
+from raytune_autotuner.engines.engine import Engine, EngineParameter
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.parameters import Parameter

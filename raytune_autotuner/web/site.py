@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import Request
 
+from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.web.cards import Cards
 from raytune_autotuner.web.cluster import Shop
 from raytune_autotuner.web.launching import Launcher
-from raytune_autotuner.web.library import Library
+from raytune_autotuner.web.library import Library, Unknown
 from raytune_autotuner.web.live import Live
+from raytune_autotuner.web.reader import Unreadable
 from raytune_autotuner.web.settings import Settings
+
+LATEST = 3
+"""Experiments that are read before anybody asks for them."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,13 @@ class Site:
 
         live = Live(library, version, is_launched)
         return cls(settings, library, cards, live, launcher, Shop(settings.kubeconfig))
+
+    def read_latest(self) -> None:
+        """Read what is likely to be looked at first, so that nobody waits for it: a large one takes seconds."""
+        with suppress(StorageFault, OSError):  # pages say what is wrong
+            for card in self.cards.all()[:LATEST]:
+                with suppress(StorageFault, OSError, Unknown, Unreadable):
+                    _ = self.library.look(card.name).results
 
 
 def overall_version(cards: Cards, launcher: Launcher) -> str:

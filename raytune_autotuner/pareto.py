@@ -8,14 +8,18 @@ level of concurrency that is the throughput's inverse, and the front would be on
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from statistics import fmean
+from typing import TypeVar
 
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.objectives import Context, facts_of, value_of
 from raytune_autotuner.records import Direction, Parameters, TrialRecord
 from raytune_autotuner.task.spec import Optimization
+
+T = TypeVar("T")
 
 NOISE = 2.0
 """Standard deviations by which a value must be worse before another configuration counts as better."""
@@ -81,7 +85,7 @@ def front(records: Iterable[TrialRecord], optimization: Optimization) -> Front:
     runs = _by_configuration(records, optimization, found)
     noise = tuple(_noise([[values[a] for _, values in of] for of in runs]) for a in range(len(found)))
     points = [_point(of) for of in runs]
-    rivals = _skyline(_goodness(found, point) for point in points if point.feasible)
+    rivals = skyline((_goodness(found, point) for point in points if point.feasible), tuple)
     placed = [_placed(point, _goodness(found, point), rivals, noise) for point in points]
     placed.sort(key=lambda point: -_goodness(found, point)[0])
     return Front(found, tuple(placed), noise)
@@ -142,13 +146,16 @@ def _placed(
     return replace(point, on_front=not beaten, near_front=beaten and not any(_beats(r, mended) for r in rivals))
 
 
-def _skyline(candidates: Iterable[tuple[float, ...]]) -> list[tuple[float, ...]]:
-    """Those that no other one beats; who beats anybody is beaten by nobody or by one of these."""
-    skyline: list[tuple[float, ...]] = []
-    for candidate in sorted(candidates, reverse=True):  # nobody is beaten by one that comes later
-        if not any(_beats(other, candidate) for other in skyline):
-            skyline.append(candidate)
-    return skyline
+def skyline(candidates: Iterable[T], goodness: Callable[[T], tuple[float, ...]]) -> list[T]:
+    """Those that no other one beats, the best on the first axis first; on every axis of ``goodness`` more is better.
+
+    Whoever beats anybody is beaten by nobody or by one of these.
+    """
+    found: list[tuple[tuple[float, ...], T]] = []
+    for own, candidate in sorted(((goodness(c), c) for c in candidates), key=itemgetter(0), reverse=True):
+        if not any(_beats(other, own) for other, _ in found):  # nobody is beaten by one that comes later
+            found.append((own, candidate))
+    return [candidate for _, candidate in found]
 
 
 def _beats(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import plotly.graph_objects as go
 
 from raytune_autotuner.metrics import METRICS
+from raytune_autotuner.pareto import skyline
 from raytune_autotuner.plots.plot import Plot, table
 from raytune_autotuner.plots.style import BLUE, GOLD, GREEN, GREY, ORANGE, VERMILION, described, figure, text
 from raytune_autotuner.plots.view import PER_GPU, View, latency_metric, throughput, throughput_metric, worst
@@ -33,7 +34,7 @@ class _Point:
 
 
 def tradeoff(view: View) -> Plot | None:
-    """Each trial by its throughput and its worst latency, with the Pareto front and the limits of the SLO."""
+    """Each trial by its throughput and its worst latency, with the Pareto front within the SLO, and its limits."""
     measured = [r for r in view.searched if r.rungs]
     names = throughput_metric(measured), latency_metric(view, measured)
     if names[0] is None or names[1] is None:
@@ -42,7 +43,7 @@ def tradeoff(view: View) -> Plot | None:
     whole = [p for p in points if p.record.outcome == "completed"]
     if not points:
         return None
-    front = pareto_front(whole)
+    front = _front(whole)
     drawn = figure(*_traces(points, front, view), height=440)
     _axes(drawn, points, names, view)
     _limits(drawn, view, names[0], names[1])
@@ -64,13 +65,10 @@ def _points(view: View, records: Sequence[TrialRecord], rate: str, latency: str)
             yield _Point(record, x, y)
 
 
-def pareto_front(points: Sequence[_Point]) -> list[_Point]:
-    """The points that no other one beats in both, from the fastest to the highest throughput."""
-    front: list[_Point] = []
-    for point in sorted(points, key=lambda p: (-p.throughput, p.latency_s)):
-        if not front or point.latency_s < front[-1].latency_s:
-            front.append(point)
-    return front[::-1]
+def _front(whole: Sequence[_Point]) -> list[_Point]:
+    """Of those that keep the SLO, whoever no other one beats in both: from the fastest to the highest throughput."""
+    keeping = [point for point in whole if point.keeps_slo]
+    return skyline(keeping, lambda point: (point.throughput, -point.latency_s))[::-1]
 
 
 def _traces(points: Sequence[_Point], front: Sequence[_Point], view: View) -> Iterator[go.Scatter]:
@@ -162,6 +160,8 @@ def _row(point: _Point, front: Sequence[_Point]) -> tuple[str | float, ...]:
 def _said(whole: Sequence[_Point], front: Sequence[_Point], view: View, unit: str, latency: str) -> str:
     if not whole:
         return "No trial was measured to the end, so there is no front yet; what was measured is behind the legend."
+    if not front:
+        return "No trial that was measured to the end keeps the SLO, so there is no front yet."
     ends = f"from {shown(front[0].throughput)} {unit} at {front[0].latency_s:.3g} s"
     ends += f" to {shown(front[-1].throughput)} {unit} at {front[-1].latency_s:.3g} s" if len(front) > 1 else ""
     broken = sum(not p.keeps_slo for p in whole)

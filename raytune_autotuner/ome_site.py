@@ -29,7 +29,8 @@ from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.benchmarks.ome_job import OmeJob, OmeJobSettings, notes
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.doctor import Finding, Needs, examine, gpu_nodes
-from raytune_autotuner.engines import Engine, build_argv, gpu_count, load_engine
+from raytune_autotuner.engines.command import build_argv, gpu_count
+from raytune_autotuner.engines.engine import Engine, load_engine
 from raytune_autotuner.errors import AutotunerError, EnvironmentFault, SpecError
 from raytune_autotuner.foresight import facts
 from raytune_autotuner.kube import BASE_MODEL, CLUSTER_BASE_MODEL, NODE, Cluster

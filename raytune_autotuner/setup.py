@@ -16,7 +16,8 @@ from raytune_autotuner.benchmarks.genai_cli import GenaiCli
 from raytune_autotuner.benchmarks.genai_server import GenaiServer
 from raytune_autotuner.canary import Exam
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import Engine, build_argv, gpu_count
+from raytune_autotuner.engines.command import build_argv, gpu_count
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.folder import ExperimentFolder

@@ -22,9 +22,9 @@ from raytune_autotuner.benchmarks import Answered, Benchmark, Check
 from raytune_autotuner.canary import Exam, Unanswered, ask, compare
 from raytune_autotuner.clock import Clock
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import differences
 from raytune_autotuner.engines.caches import reset
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
+from raytune_autotuner.engines.server_info import differences
 from raytune_autotuner.errors import EnvironmentFault, StorageFault, Superseded, TransientError, TrialInfeasible
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.measuring import Bench, in_words, measure

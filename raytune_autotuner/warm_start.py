@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 
 from raytune_autotuner.earlier import Earlier, Found, age
-from raytune_autotuner.engines import Engine, usual_values
+from raytune_autotuner.engines.command import usual_values
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.identity import Identity, identity
 from raytune_autotuner.planning.space import Space, coordinate, count, grid_value

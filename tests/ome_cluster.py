@@ -12,7 +12,8 @@ import yaml
 from raytune_autotuner.backends import Deployment
 from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference
 from raytune_autotuner.backends.ome_runtime import read_runtime
-from raytune_autotuner.engines import build_argv, load_engine
+from raytune_autotuner.engines.command import build_argv
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.kube import Cluster
 from raytune_autotuner.records import TrialId, config_hash
 

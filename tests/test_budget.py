@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raytune_autotuner.budget import Expectation, Limits, Open, Reserve, Standing, expect, hours
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.purse import Purse

@@ -10,8 +10,8 @@ from threading import Thread
 import pytest
 
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import CacheReset, load_engine
 from raytune_autotuner.engines.caches import reset
+from raytune_autotuner.engines.engine import CacheReset, load_engine
 
 WAY = CacheReset(path="/flush_cache", hint="set a switch")
 

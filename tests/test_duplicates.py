@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.foresight import Case, Equals, Launch
 from raytune_autotuner.records import Parameters
 

@@ -12,7 +12,7 @@ import pytest
 
 from raytune_autotuner import history, reuse, warm_start
 from raytune_autotuner.earlier import Found, age, recent
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.identity import engine_version, hardware, identity, unlike
 from raytune_autotuner.planning.experience import experience

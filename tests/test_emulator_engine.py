@@ -18,8 +18,9 @@ import pytest
 import requests
 
 from raytune_autotuner import loopback
-from raytune_autotuner.engines import classify, load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.engines.engine_metrics import parse as parse_metrics
+from raytune_autotuner.engines.failures import classify
 from raytune_autotuner.metrics import summarise
 from tests.emulator.engine.arguments import parse
 from tests.emulator.engine.measure import main as table

@@ -9,7 +9,7 @@ from threading import Thread
 
 import pytest
 
-from raytune_autotuner.engines import Engine, MetricNames, load_engine
+from raytune_autotuner.engines.engine import Engine, MetricNames, load_engine
 from raytune_autotuner.engines.engine_metrics import EngineMetrics, labels, parse, pick, summary
 from raytune_autotuner.records import Endpoint, EngineStats
 from tests.waiting import until

@@ -8,17 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from raytune_autotuner.engines import (
-    Engine,
-    arguments,
-    build_argv,
-    classify,
-    differences,
-    engine_names,
-    fill,
-    gpu_count,
-    load_engine,
-)
+from raytune_autotuner.engines import arguments
+from raytune_autotuner.engines.command import build_argv, fill, gpu_count
+from raytune_autotuner.engines.engine import Engine, engine_names, load_engine
+from raytune_autotuner.engines.failures import classify
+from raytune_autotuner.engines.server_info import differences
 from raytune_autotuner.errors import FailureClass, SpecError
 from raytune_autotuner.records import Parameters
 from raytune_autotuner.task.parameters import Choice

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from raytune_autotuner import __version__, experiment, history, sessions
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.folder import ExperimentFolder

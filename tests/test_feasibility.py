@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from raytune_autotuner import ome_site, resources
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import SpecError, TransientError
 from raytune_autotuner.foresight import Feasibility, Launch, facts
 from raytune_autotuner.kube import NODE, Kind

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import ExperimentGate

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from raytune_autotuner.engines import engine_names
+from raytune_autotuner.engines.engine import engine_names
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.planning.checks import load_checked
 from raytune_autotuner.planning.init_task import GOALS, Wish, write_task

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from raytune_autotuner.engines import llamacpp_server, load_engine
+from raytune_autotuner.engines import llamacpp_server
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.engines.llamacpp_server import main, parser, settings
 
 llama = pytest.importorskip("xllamacpp")

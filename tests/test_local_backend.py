@@ -17,9 +17,11 @@ from raytune_autotuner import loopback
 from raytune_autotuner.backends import Backend, Deployment, local
 from raytune_autotuner.backends.local import LocalBackend, environment, read_info, without_secrets
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import Engine, MetricNames, build_argv, differences, load_engine
+from raytune_autotuner.engines.command import build_argv
+from raytune_autotuner.engines.engine import Engine, MetricNames, load_engine
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
+from raytune_autotuner.engines.server_info import differences
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
 from raytune_autotuner.records import Parameters, TrialId, config_hash
 from raytune_autotuner.task.spec import ModelSpec

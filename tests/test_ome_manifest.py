@@ -25,7 +25,8 @@ from raytune_autotuner.backends.ome_manifest import (
     variables,
 )
 from raytune_autotuner.backends.ome_runtime import Program, is_shell, parse_runtime, read_runtime, split_program
-from raytune_autotuner.engines import build_argv, load_engine
+from raytune_autotuner.engines.command import build_argv
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import SpecError, TrialInfeasible
 from raytune_autotuner.kube import Cluster
 from raytune_autotuner.records import TrialId, config_hash

@@ -10,7 +10,7 @@ import yaml
 
 from raytune_autotuner import ome_site
 from raytune_autotuner.backends.ome_runtime import parse_runtime
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.packing import Need
 from raytune_autotuner.records import TrialId

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import FailureClass, SpecError
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.foresight import Case, Ended, Launch, Pruner

@@ -12,7 +12,7 @@ import pytest
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import BUDGET, LOSS, META, Ending, Proposal, report

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import Ending, Proposal, cause, report, reports
 from raytune_autotuner.records import (

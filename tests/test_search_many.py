@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from raytune_autotuner import pareto
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, config_hash

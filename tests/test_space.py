@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.planning.checks import load_checked
 from raytune_autotuner.planning.space import MAX_CANDIDATES, MAX_SPREAD, Dimension, Space

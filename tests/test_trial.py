@@ -11,7 +11,7 @@ import pytest
 from raytune_autotuner.backends import Deployment
 from raytune_autotuner.clock import Clock
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import StorageFault, Superseded
 from raytune_autotuner.folder import ExperimentFolder, session_file
 from raytune_autotuner.history import is_over

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import Engine
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.records import Endpoint, Parameters, TrialId
 
 Progress = Callable[[str, str], None]

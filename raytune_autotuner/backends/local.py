@@ -14,8 +14,9 @@ import psutil
 from raytune_autotuner import loopback
 from raytune_autotuner.backends import Deployment, Progress
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import Engine, classify
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.engines.engine_metrics import labels
+from raytune_autotuner.engines.failures import classify
 from raytune_autotuner.errors import TransientError, TrialInfeasible
 from raytune_autotuner.processes import OwnedProcess
 from raytune_autotuner.records import Endpoint, Failure

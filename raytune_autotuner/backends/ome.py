@@ -24,7 +24,9 @@ from raytune_autotuner.backends.ome_manifest import (
 from raytune_autotuner.backends.ome_runtime import GPU
 from raytune_autotuner.backends.ome_view import COMPONENT_LABEL, Observer, remains, remove
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import arguments, classify, differences
+from raytune_autotuner.engines import arguments
+from raytune_autotuner.engines.failures import classify
+from raytune_autotuner.engines.server_info import differences
 from raytune_autotuner.errors import AutotunerError, EnvironmentFault, FailureClass, TransientError, TrialInfeasible
 from raytune_autotuner.kube import INFERENCE_SERVICE, NODE, Cluster, Manifest, Rejected, Unreachable
 from raytune_autotuner.records import Endpoint, TrialId

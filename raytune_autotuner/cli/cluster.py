@@ -21,7 +21,7 @@ from raytune_autotuner.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from raytune_autotuner.engines import Engine
+    from raytune_autotuner.engines.engine import Engine
     from raytune_autotuner.jobs import JobServer
     from raytune_autotuner.submit import Experiment
     from raytune_autotuner.task.spec import Task

@@ -28,7 +28,7 @@ from raytune_autotuner.errors import SpecError
 from raytune_autotuner.records import Parameters
 
 if TYPE_CHECKING:
-    from raytune_autotuner.engines import Engine
+    from raytune_autotuner.engines.engine import Engine
     from raytune_autotuner.experiment import Options
     from raytune_autotuner.folder import ExperimentFolder
     from raytune_autotuner.results import Results

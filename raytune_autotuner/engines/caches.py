@@ -7,7 +7,7 @@ import time
 import requests
 
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import CacheReset
+from raytune_autotuner.engines.engine import CacheReset
 
 PAUSE_S = 0.25
 BUSY = (400, 409, 423, 425, 429, 503)

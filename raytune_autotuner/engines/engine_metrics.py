@@ -10,7 +10,7 @@ from types import TracebackType
 from prometheus_client.parser import text_string_to_metric_families
 
 from raytune_autotuner import loopback
-from raytune_autotuner.engines import Engine, MetricNames
+from raytune_autotuner.engines.engine import Engine, MetricNames
 from raytune_autotuner.records import Endpoint, EngineStats
 
 INTERVAL_S = 1.0

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from raytune_autotuner.engines import reported, same_value
+from raytune_autotuner.engines.server_info import reported, same_value
 from raytune_autotuner.foresight.cases import Case
 from raytune_autotuner.foresight.launch import Launch, Values
 from raytune_autotuner.records import Parameters, config_hash

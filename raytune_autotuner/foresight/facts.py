@@ -12,7 +12,7 @@ from raytune_autotuner.task.spec import ModelFacts, ModelSpec, Resources, Task
 
 GIB = 2**30
 Facts = Mapping[str, float]
-"""By ``engines.FACTS``; what is not known is left out."""
+"""By ``engines.engine.FACTS``; what is not known is left out."""
 
 UNEVEN = ("sliding_window", "layer_types", "kv_lora_rank", "layers_block_type", "attn_layer_indices")
 """Signs in a model's config that its layers do not all keep keys and values for every token in the usual way."""

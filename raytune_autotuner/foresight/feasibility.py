@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from raytune_autotuner.engines import Engine, Fit, gpu_count
+from raytune_autotuner.engines.command import gpu_count
+from raytune_autotuner.engines.engine import Engine, Fit
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.foresight.facts import Facts
 from raytune_autotuner.foresight.launch import Launch

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 
-from raytune_autotuner.engines import Engine, build_argv, spoken
+from raytune_autotuner.engines.command import build_argv, spoken
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.records import Parameters, config_hash
 
 Values = Mapping[str, Hashable]

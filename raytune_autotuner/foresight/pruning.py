@@ -1,8 +1,8 @@
 """Configurations that must fail because a better one has failed already.
 
-An engine file says of a failure which way a parameter makes it worse, and what plays no part in it (see
-``engines.FailurePattern``). Whatever lies further that way than a configuration that has failed, and is equal in all
-else that counts, is not tried. A trial that worked where the evidence says that it cannot makes that evidence void.
+An engine file says of a failure which way a parameter makes it worse, and what plays no part in it
+(``engines.engine.FailurePattern``). Whatever lies further that way than a configuration that has failed, and is equal
+in all else that counts, is not tried. A trial that worked where the evidence says that it cannot makes it void.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from raytune_autotuner.engines import Engine, FailurePattern, Worse, pattern_of
+from raytune_autotuner.engines.engine import Engine, FailurePattern, Worse
+from raytune_autotuner.engines.failures import pattern_of
 from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.foresight.cases import Case
 from raytune_autotuner.foresight.launch import Launch, Values

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from raytune_autotuner.engines import Engine, EngineParameter, load_engine
+from raytune_autotuner.engines.engine import Engine, EngineParameter, load_engine
 from raytune_autotuner.errors import Problem, SpecError
 from raytune_autotuner.planning.plan import make_plan, unpayable
 from raytune_autotuner.planning.rules import TASK_RULES

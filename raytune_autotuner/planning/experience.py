@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raytune_autotuner.earlier import Earlier, EarlierTrial, Found, age
-from raytune_autotuner.engines import Engine
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.objectives import OBJECTIVES
 from raytune_autotuner.task.spec import Task
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from raytune_autotuner.engines import Engine
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.foresight import Feasibility, Launch
 from raytune_autotuner.foresight.facts import of_task
 from raytune_autotuner.records import Parameters

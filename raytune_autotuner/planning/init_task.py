@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from raytune_autotuner.engines import Engine, load_engine
+from raytune_autotuner.engines.engine import Engine, load_engine
 from raytune_autotuner.errors import Problem, SpecError
 from raytune_autotuner.planning.checks import check
 from raytune_autotuner.task import taskfile

@@ -13,7 +13,8 @@ from rich.text import Text
 
 from raytune_autotuner.budget import Limits
 from raytune_autotuner.capacity import most_probes
-from raytune_autotuner.engines import Engine, gpu_count
+from raytune_autotuner.engines.command import gpu_count
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.objectives import OBJECTIVES, title
 from raytune_autotuner.planning import impossible
 from raytune_autotuner.planning.experience import Experience

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from raytune_autotuner.engines import Engine
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.records import Parameters, ParameterValue
 from raytune_autotuner.task import expressions

@@ -19,7 +19,7 @@ from typing import Any
 from raytune_autotuner import experiment
 from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.engines import load_engine
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import EnvironmentFault, TransientError
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.ome_site import Ome

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raytune_autotuner.engines import Engine, EngineParameter, load_engine
+from raytune_autotuner.engines.engine import Engine, EngineParameter, load_engine
 from tests.emulator.engine.settings import Values
 
 PROGRAMS = {"sglang": "launch_server.py", "vllm": "api_server.py"}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from raytune_autotuner.engines import classify
+from raytune_autotuner.engines.failures import classify
 from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.metrics import error_ratio, steady, summarise
 from raytune_autotuner.objectives import OBJECTIVES, Context, strain

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import Field
 
-from raytune_autotuner.engines import Engine, gpu_count, load_engine
+from raytune_autotuner.engines.command import gpu_count
+from raytune_autotuner.engines.engine import Engine, load_engine
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, Rung, config_hash

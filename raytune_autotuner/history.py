@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.ledger import WAITING
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import TrialId, TrialRecord, TrialState
 from raytune_autotuner.search import Past
@@ -65,19 +66,28 @@ def over(folder: ExperimentFolder, trial: TrialId) -> TrialRecord | None:
 def reopen(folder: ExperimentFolder, state: TrialState, record: TrialRecord | None, died_at: datetime | None) -> None:
     """Write that a trial is to go on, and what it has cost until its worker died. Can be repeated.
 
-    In this order: the record goes when what it says is in the state.
+    What it cost while it waited for a node nobody knows: it may have got one just when its worker died. Whoever goes
+    on with it will find out. In this order: the record goes when what it says is in the state.
     """
-    if record is not None:
-        phases, until = dict(record.phases), state.updated_at
-    elif state.phase == QUEUED or died_at is None:
-        phases, until = dict(state.phases), state.updated_at
-    else:
-        phases, until = dict(state.phases), max(state.updated_at, died_at.isoformat(timespec="milliseconds"))
+    phases, until, unattended_s = dict(record.phases if record else state.phases), state.updated_at, state.unattended_s
+    if record is None and state.phase != QUEUED and died_at is not None:
+        until = max(state.updated_at, died_at.isoformat(timespec="milliseconds"))
         lost_s = (datetime.fromisoformat(until) - datetime.fromisoformat(state.updated_at)).total_seconds()
-        phases[state.phase] = phases.get(state.phase, 0.0) + lost_s
-    detail = "to be begun again"
+        if state.phase in WAITING:
+            unattended_s += lost_s
+        else:
+            phases[state.phase] = phases.get(state.phase, 0.0) + lost_s
     folder.save_state(
-        replace(state, phase=QUEUED, detail=detail, updated_at=until, outcome=None, score=None, phases=phases)
+        replace(
+            state,
+            phase=QUEUED,
+            detail="to be begun again",
+            updated_at=until,
+            outcome=None,
+            score=None,
+            phases=phases,
+            unattended_s=unattended_s,
+        )
     )
     if record is not None:
         folder.delete_record(state.trial)

@@ -59,6 +59,15 @@ def test_what_a_dead_trial_did_until_it_died_is_charged_to_it(folder: Experiment
     assert (again.phase, again.outcome, again.phases) == ("queue", None, {"load": 5.0, "benchmark": 31.0})
 
 
+def test_what_it_held_while_it_waited_for_a_node_is_for_the_next_worker_to_find_out(folder: ExperimentFolder) -> None:
+    """It may have got one just when its worker died: waiting costs nothing, an engine that nobody uses does."""
+    folder.save_state(state("schedule", schedule=2.0))
+    history.take_up(folder, datetime.fromisoformat(BEGUN) + timedelta(seconds=30))
+    again = folder.state(TRIAL.name)
+    assert again is not None
+    assert (again.phases, again.unattended_s) == ({"schedule": 2.0}, 30.0)
+
+
 def test_an_experiment_that_ended_by_itself_is_charged_nothing_more(folder: ExperimentFolder) -> None:
     """However long ago that was: a full disk may have kept its trials' ends from being written."""
     folder.save_state(state("benchmark", benchmark=1.0))

@@ -179,6 +179,20 @@ class TestLife:
         assert (endpoint.adopted, endpoint.leftover) == (False, True)
         assert not set(identities(cluster)) & set(before)
 
+    def test_a_start_that_fails_still_tells_what_it_found(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
+        """What it has removed held its GPUs until then, and somebody has to be charged for it."""
+        wanted = deployment(cluster, tmp_path)
+        start(make(), wanted)
+        other, backend = replace(wanted, argv=(*wanted.argv, "--random-seed", "5")), make(like=wanted)
+
+        def give_up(phase: str, detail: str) -> None:
+            if phase != "deploy":
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            backend.start(other, Deadline.after(PATIENCE_S), give_up)
+        assert backend.stop(Deadline.after(PATIENCE_S))
+
     def test_what_is_not_needed_any_more_is_removed(self, make: Make, cluster: Cluster, tmp_path: Path) -> None:
         """A worker that finds everything measured has only to end what the one before it started."""
         wanted = deployment(cluster, tmp_path)

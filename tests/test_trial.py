@@ -254,6 +254,19 @@ def test_what_was_not_there_is_not_charged_later(tmp_path: Path) -> None:
     assert run(third).phases["idle"] < 100.0
 
 
+def test_what_was_left_is_charged_also_when_the_start_that_found_it_fails(tmp_path: Path) -> None:
+    """It held its GPUs until it was removed, whatever came then."""
+    first, _, _ = make_trial(tmp_path)
+    first.step()
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    folder.save_state(replace(folder.states()[0], updated_at="2026-01-01T00:00:00.000+00:00"))
+    second, backend, _ = make_trial(tmp_path, "start:out_of_memory")
+    backend.leftover = True
+    record = run(second)
+    assert record.outcome == "infeasible"
+    assert record.phases["idle"] > 1000.0
+
+
 @pytest.mark.parametrize("left", [True, False])
 def test_a_trial_that_is_measured_already_is_not_deployed_again(tmp_path: Path, left: bool) -> None:
     """Its worker died between the last rung and the record; what it left behind is ended, and charged until then."""

@@ -55,7 +55,7 @@ class Backend(Protocol):
     def stop(self, deadline: Deadline) -> bool:
         """End the engine and wait until it holds nothing any more. Idempotent.
 
-        Returns whether what went had been left by an earlier worker, and held its GPUs until now.
+        Returns whether an earlier worker had left an engine, which held its GPUs until this one found it.
 
         Raises:
             TransientError: something is still there when the deadline is over.

@@ -73,6 +73,8 @@ class OmeBackend:
         self._way: Way | None = None
         self._ours = False
         """Whether what there is of this name is the trial's, and stop's to remove."""
+        self._leftover = False
+        """Whether an earlier worker's service was in its place."""
         self._pods: frozenset[str] = frozenset()
         """Those that are measured, by uid; empty before the service is ready."""
         self._next_node_check = Deadline.after(0)
@@ -92,7 +94,7 @@ class OmeBackend:
         (deployment.folder / MANIFEST).write_text(to_yaml(service), encoding="utf-8")
         with _refusals_mean(f"the service {self._settings.namespace}/{self._name}"):
             adopted = self._is_there_already(service)
-            leftover = adopted or self._remove_leftover(self._name, deployment.experiment, deadline)
+            self._leftover = adopted or self._remove_leftover(self._name, deployment.experiment, deadline)
             self._ours = True
             self._observer = Observer(self._cluster, self._settings.namespace, self._name)
             if not adopted:
@@ -112,7 +114,7 @@ class OmeBackend:
             argv=self._real_argv(self._observer.view) or full_argv(self._settings, deployment),
             metrics_url=url + metrics.path if metrics else None,
             adopted=adopted,
-            leftover=leftover,
+            leftover=self._leftover,
         )
 
     def check(self) -> None:
@@ -144,7 +146,7 @@ class OmeBackend:
             if self._observer is not None:
                 self._observer.close()
         self._observer, self._ours, self._node_lost = None, False, False
-        return False
+        return self._leftover
 
     @property
     def _started(self) -> Deployment:

@@ -69,8 +69,10 @@ class Table:
 
 
 def code(path: Path) -> str:
-    """What a file does, whatever its layout and comments."""
-    return ast.dump(ast.parse(path.read_text()))
+    """What a file does, whatever its layout and comments, and wherever it imports from."""
+    parsed = ast.parse(path.read_text())
+    parsed.body = [part for part in parsed.body if not isinstance(part, ast.Import | ast.ImportFrom)]
+    return ast.dump(parsed)
 
 
 def exhaustive(world: World, cache: Path = CACHE) -> Table:

@@ -44,6 +44,8 @@ from raytune_autotuner.storage import READERS, Storage
 T = TypeVar("T")
 
 STOP_SEEN_AFTER_S = 1.0
+SETTLED_NS = 2_000_000_000
+"""A younger folder may be written once more within the same tick of its clock."""
 
 
 class _Recent(Generic[T]):
@@ -234,3 +236,34 @@ class ExperimentFolder:
     def _load(self, kind: type[T], path: str) -> T | None:
         text = self.root.read(path)
         return None if text is None else from_json(kind, text)
+
+
+class Changes:
+    """Which trials of an experiment may have changed since they were read last."""
+
+    def __init__(self, root: Storage) -> None:
+        self._root = root
+        self._read: dict[str, int | None] = {}
+
+    def look(self, is_over: Callable[[str], bool]) -> tuple[Collection[str], list[str]]:
+        """The names of all trials, and of those that are to be read now; one request.
+
+        An object store has no times for folders: there, what ``is_over`` of those that were read is not read again.
+        """
+        stamps, now_ns = self._root.stamps("trials"), time.time_ns()
+
+        def is_due(name: str, stamp: int | None) -> bool:
+            if name not in self._read:
+                return True
+            return not is_over(name) if stamp is None else self._read[name] != stamp
+
+        due = {name for name, stamp in stamps.items() if is_due(name, stamp)}
+        self._read = {
+            name: None if name in due and stamp is not None and now_ns - stamp <= SETTLED_NS else stamp
+            for name, stamp in stamps.items()
+        }
+        return stamps.keys(), sorted(due)
+
+    def forget(self) -> None:
+        """Everything is to be read again."""
+        self._read.clear()

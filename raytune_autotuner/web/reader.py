@@ -14,7 +14,7 @@ from typing import Literal
 
 from raytune_autotuner import lock, overview, sessions
 from raytune_autotuner.errors import SpecError, StorageFault
-from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.folder import Changes, ExperimentFolder
 from raytune_autotuner.records import Score, TrialRecord, TrialState
 from raytune_autotuner.results import Results, results_of
 from raytune_autotuner.storage import READERS
@@ -27,8 +27,6 @@ Part = Literal["quick", "slow"]
 
 HOLDER_S = 5.0
 """How often it is asked whether the process that runs an experiment is alive: each time costs a write."""
-SETTLED_NS = 2_000_000_000
-"""A younger folder may be written once more within the same tick of its clock."""
 WATCHED = ("task.json", "results.json", "waiting.json", "stop", "best.json", "lock.json")
 
 
@@ -114,11 +112,13 @@ class Reader:
 
     folder: ExperimentFolder
     _trials: dict[str, Trial] = field(default_factory=dict)
-    _seen: dict[str, int | None] = field(default_factory=dict)
     _files: dict[str, int | None] = field(default_factory=dict)
     _held: lock.Held | None = None
     _held_until: float = float("-inf")
     _snapshot: Snapshot | None = None
+
+    def __post_init__(self) -> None:
+        self._changes = Changes(self.folder.root)
 
     def look(self) -> Snapshot:
         """The experiment as it is now.
@@ -136,7 +136,7 @@ class Reader:
         stamps = self.folder.root.stamps()
         files = {name: stamps[name] for name in WATCHED if name in stamps}
         if files.get("task.json") != self._files.get("task.json"):  # begun anew: trials may have been reopened
-            self._seen.clear()
+            self._changes.forget()
         changed = self._read_trials()
         beat, self._files = self._files.get("lock.json"), files
         alive = self._is_alive("lock.json" in files, files.get("lock.json") != beat)
@@ -153,24 +153,13 @@ class Reader:
 
     def _read_trials(self) -> bool:
         """Read what is new or may have changed; whether anything has."""
-        stamps = self.folder.root.stamps("trials")
-        due = [name for name, stamp in stamps.items() if self._is_due(name, stamp)]
-        changed = set(stamps) != set(self._trials)
-        self._trials = {name: trial for name, trial in self._trials.items() if name in stamps}
-        now_ns = time.time_ns()
+        names, due = self._changes.look(lambda name: self._trials[name].record is not None)
+        changed = set(names) != set(self._trials)
+        self._trials = {name: trial for name, trial in self._trials.items() if name in names}
         for name, trial in zip(due, self._each(self._trial, due), strict=True):
             changed = changed or self._trials.get(name) != trial
             self._trials[name] = trial
-            stamp = stamps[name]
-            self._seen[name] = stamp if stamp is None or now_ns - stamp > SETTLED_NS else None
         return changed
-
-    def _is_due(self, name: str, stamp: int | None) -> bool:
-        if name not in self._seen or name not in self._trials:
-            return True
-        if stamp is None:  # an object store: only what has not ended changes
-            return self._trials[name].record is None
-        return self._seen[name] != stamp
 
     def _trial(self, name: str) -> Trial:
         record = self.folder.record(name)

@@ -22,7 +22,7 @@ from raytune_autotuner import pareto
 from raytune_autotuner.board import COLOURS, SHOWN_TRIALS, parameters_text, score_text
 from raytune_autotuner.board import board as live_board
 from raytune_autotuner.earlier import age
-from raytune_autotuner.folder import Changes, ExperimentFolder
+from raytune_autotuner.folder import ExperimentFolder, Kept
 from raytune_autotuner.importance import Importances
 from raytune_autotuner.ledger import Ledger, Savings, was_stopped_early
 from raytune_autotuner.objectives import title
@@ -64,22 +64,20 @@ def progress(
 
 
 class _Course:
-    """The trials of an experiment over time; read again where they may have changed."""
+    """The trials of an experiment over time."""
 
     def __init__(self, folder: ExperimentFolder) -> None:
-        self._folder, self._changes = folder, Changes(folder.root)
-        self._states: dict[str, TrialState | None] = {}
+        self._kept = Kept(folder, folder.state, _is_over)
         self.pause_s = POLL_S if folder.root.is_local else REMOTE_POLL_S
 
     def states(self) -> list[TrialState]:
         """In the order of proposal."""
-        names, due = self._changes.look(self._is_over)
-        self._states |= {name: self._folder.state(name) for name in due}
-        return sorted((s for name in names if (s := self._states[name])), key=lambda state: state.number)
+        self._kept.look()
+        return sorted((state for state in self._kept.trials.values() if state), key=lambda state: state.number)
 
-    def _is_over(self, name: str) -> bool:
-        state = self._states[name]
-        return state is not None and state.outcome in ("completed", "infeasible")
+
+def _is_over(state: TrialState | None) -> bool:
+    return state is not None and state.outcome in ("completed", "infeasible")
 
 
 def _live(folder: ExperimentFolder, planned: int, console: Console, over: threading.Event, begun: float) -> None:

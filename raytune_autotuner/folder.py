@@ -202,15 +202,16 @@ class ExperimentFolder:
 
     def records(self) -> list[TrialRecord]:
         """Every trial that has ended, in the order of proposal."""
-        found = self._each(self.record, self.trial_names())
+        found = self.each(self.record, self.trial_names())
         return sorted((r for r in found if r), key=lambda r: r.number)
 
     def states(self) -> list[TrialState]:
         """Every trial that was ever begun, in the order of proposal."""
-        found = self._each(self.state, self.trial_names())
+        found = self.each(self.state, self.trial_names())
         return sorted((s for s in found if s), key=lambda s: s.number)
 
-    def _each(self, load: Callable[[str], T | None], names: Sequence[str]) -> list[T | None]:
+    def each(self, load: Callable[[str], T], names: Sequence[str]) -> list[T]:
+        """Load each, several at a time where every file is a request."""
         if self.root.is_local or len(names) < 2:
             return [load(name) for name in names]
         with ThreadPoolExecutor(READERS) as readers:
@@ -238,31 +239,32 @@ class ExperimentFolder:
         return None if text is None else from_json(kind, text)
 
 
-class Changes:
-    """Which trials of an experiment may have changed since they were read last."""
+class Kept(Generic[T]):
+    """What was read of each trial of an experiment, read again where it may have changed. Used by one thread at a time.
 
-    def __init__(self, root: Storage) -> None:
-        self._root = root
+    An object store has no times for folders: there, what ``is_over`` of what was read is not read again.
+    """
+
+    def __init__(self, folder: ExperimentFolder, load: Callable[[str], T], is_over: Callable[[T], bool]) -> None:
+        self.trials: dict[str, T] = {}
+        self._folder, self._load, self._is_over = folder, load, is_over
         self._read: dict[str, int | None] = {}
 
-    def look(self, is_over: Callable[[str], bool]) -> tuple[Collection[str], list[str]]:
-        """The names of all trials, and of those that are to be read now; one request.
+    def look(self) -> bool:
+        """Read what is new or may have changed; whether anything has. What cannot be read is read at the next look."""
+        stamps, now_ns = self._folder.root.stamps("trials"), time.time_ns()
+        due = [name for name, stamp in stamps.items() if self._is_due(name, stamp)]
+        found = dict(zip(due, self._folder.each(self._load, due), strict=True))
+        before = self.trials
+        self.trials = {name: found[name] if name in found else before[name] for name in stamps}
+        young = {name for name in due if (stamp := stamps[name]) is not None and now_ns - stamp <= SETTLED_NS}
+        self._read = {name: None if name in young else stamp for name, stamp in stamps.items()}
+        return before != self.trials
 
-        An object store has no times for folders: there, what ``is_over`` of those that were read is not read again.
-        """
-        stamps, now_ns = self._root.stamps("trials"), time.time_ns()
-
-        def is_due(name: str, stamp: int | None) -> bool:
-            if name not in self._read:
-                return True
-            return not is_over(name) if stamp is None else self._read[name] != stamp
-
-        due = {name for name, stamp in stamps.items() if is_due(name, stamp)}
-        self._read = {
-            name: None if name in due and stamp is not None and now_ns - stamp <= SETTLED_NS else stamp
-            for name, stamp in stamps.items()
-        }
-        return stamps.keys(), sorted(due)
+    def _is_due(self, name: str, stamp: int | None) -> bool:
+        if name not in self._read:
+            return True
+        return not self._is_over(self.trials[name]) if stamp is None else self._read[name] != stamp
 
     def forget(self) -> None:
         """Everything is to be read again."""

@@ -26,6 +26,7 @@ from raytune_autotuner.web.site import Site
 from raytune_autotuner.web.trial_pages import _rungs
 from tests.example_experiment import Example, build
 from tests.waiting import until
+from tests.web_site import client
 
 
 def small(tmp_path: Path, **more: object) -> ExperimentFolder:
@@ -258,11 +259,18 @@ def test_a_running_trial_shows_the_rungs_that_it_has_finished(tmp_path: Path) ->
     assert [type(rung) for rung in found] == [RungRecord]
 
 
-def test_the_latest_experiments_are_read_before_anybody_asks(tmp_path: Path) -> None:
-    """One that cannot be read keeps no other one from it."""
+def test_the_latest_experiments_are_read_when_the_server_starts(tmp_path: Path) -> None:
+    """Before anybody asks; one that cannot be read keeps no other one from it."""
     settle(folder := small(tmp_path), Reader(folder))
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "task.json").write_text("{")
-    site = Site.of(Settings(Storage(str(tmp_path))))
-    site.read_latest()
-    assert "results" in vars(site.library.look("small"))
+    with client(tmp_path) as served:
+        library = served.app.state.site.library  # type: ignore[attr-defined]
+        until(lambda: "results" in vars(library.look("small")))
+
+
+def test_looking_ahead_ends_in_silence_when_nothing_can_be_read(tmp_path: Path) -> None:
+    """Pages say what is wrong."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "task.json").write_text("{")
+    Site.of(Settings(Storage(str(tmp_path)))).read_latest()

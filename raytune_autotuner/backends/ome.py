@@ -135,7 +135,7 @@ class OmeBackend:
         if not self._ours:
             if self._deployment is None and self._left_by is not None:
                 return self._remove_leftover(anchor.object_name(*self._left_by), self._left_by[0], deadline)
-            return False
+            return self._leftover
         self._save_logs()
         try:
             patience_s = LOST_S if self._node_lost else self._settings.teardown_s
@@ -175,6 +175,7 @@ class OmeBackend:
             if owner != anchor.labels(experiment)[anchor.EXPERIMENT]:
                 what = f"{thing['kind']} {namespace}/{thing['metadata']['name']}"
                 raise EnvironmentFault(f"{what} is in the way and is not this experiment's: rename or delete it")
+            self._leftover = True
             remove(self._cluster, namespace, name, deadline.sooner(self._settings.teardown_s))
             return True
         return False

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
@@ -14,10 +13,9 @@ from typing import Literal
 
 from raytune_autotuner import lock, overview, sessions
 from raytune_autotuner.errors import SpecError, StorageFault
-from raytune_autotuner.folder import Changes, ExperimentFolder
+from raytune_autotuner.folder import ExperimentFolder, Kept
 from raytune_autotuner.records import Score, TrialRecord, TrialState
 from raytune_autotuner.results import Results, results_of
-from raytune_autotuner.storage import READERS
 from raytune_autotuner.summary import Summary, summarise
 from raytune_autotuner.task.spec import Task
 
@@ -111,14 +109,13 @@ class Reader:
     """Keeps what it has read; ``look`` is cheap where nothing has changed. Used by one thread at a time."""
 
     folder: ExperimentFolder
-    _trials: dict[str, Trial] = field(default_factory=dict)
     _files: dict[str, int | None] = field(default_factory=dict)
     _held: lock.Held | None = None
     _held_until: float = float("-inf")
     _snapshot: Snapshot | None = None
 
     def __post_init__(self) -> None:
-        self._changes = Changes(self.folder.root)
+        self._kept = Kept(self.folder, self._trial, lambda trial: trial.record is not None)
 
     def look(self) -> Snapshot:
         """The experiment as it is now.
@@ -136,8 +133,8 @@ class Reader:
         stamps = self.folder.root.stamps()
         files = {name: stamps[name] for name in WATCHED if name in stamps}
         if files.get("task.json") != self._files.get("task.json"):  # begun anew: trials may have been reopened
-            self._changes.forget()
-        changed = self._read_trials()
+            self._kept.forget()
+        changed = self._kept.look()
         beat, self._files = self._files.get("lock.json"), files
         alive = self._is_alive("lock.json" in files, files.get("lock.json") != beat)
         before = self._snapshot
@@ -151,25 +148,9 @@ class Reader:
 
     _quiet: dict[str, int | None] = field(default_factory=dict)
 
-    def _read_trials(self) -> bool:
-        """Read what is new or may have changed; whether anything has."""
-        names, due = self._changes.look(lambda name: self._trials[name].record is not None)
-        changed = set(names) != set(self._trials)
-        self._trials = {name: trial for name, trial in self._trials.items() if name in names}
-        for name, trial in zip(due, self._each(self._trial, due), strict=True):
-            changed = changed or self._trials.get(name) != trial
-            self._trials[name] = trial
-        return changed
-
     def _trial(self, name: str) -> Trial:
         record = self.folder.record(name)
         return Trial(self.folder.state(name), record)
-
-    def _each(self, load: Callable[[str], Trial], names: list[str]) -> list[Trial]:
-        if self.folder.root.is_local or len(names) < 2:
-            return [load(name) for name in names]
-        with ThreadPoolExecutor(READERS) as readers:
-            return list(readers.map(load, names))
 
     def _is_alive(self, locked: bool, beaten: bool) -> bool:
         if not locked:
@@ -191,7 +172,7 @@ class Reader:
             task=task,
             state=("stopping" if stop else "running") if alive else self._ending(closed, stop),
             held=self._held,
-            trials=dict(self._trials),
+            trials=dict(self._kept.trials),
             waiting=self._waiting() if alive else {},
             stop_requested=stop,
             started_at=datetime.fromisoformat(ran[0].started_at) if ran else None,
@@ -200,7 +181,7 @@ class Reader:
         )
 
     def _ending(self, closed: bool, stop: bool) -> State:
-        records = [trial.record for trial in self._trials.values()]
+        records = [trial.record for trial in self._kept.trials.values()]
         cut = any(r is None or (r.failure and r.failure.kind == "interrupted") for r in records)
         return "done" if closed and records and not cut and not stop else "interrupted"
 

@@ -285,7 +285,9 @@ def test_an_upgrade_of_the_patch_version_goes_on(tmp_path: Path, version: str, g
 def test_a_full_disk_ends_the_experiment_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The search stops instead of failing every trial; with room again, it goes on."""
     fault = {"type": "choice", "values": ["rung1:disk_full"], "flag": "--fault"}
-    full = fake_setup(tmp_path, parameters__fault=fault, optimization__confirm__repeats=0)
+    # one at a time: the baseline has ended when the disk is full
+    changes = {"optimization__confirm__repeats": 0, "optimization__max_concurrent_trials": 1}
+    full = fake_setup(tmp_path, parameters__fault=fault, **changes)
     with monkeypatch.context() as patched:
         patched.setattr(Storage, "probe", no_space)
         with pytest.raises(StorageFault, match="No space left"):
@@ -293,7 +295,7 @@ def test_a_full_disk_ends_the_experiment_and_nothing_is_lost(tmp_path: Path, mon
     before = {record.trial.name for record in full.folder.records() if record.outcome == "completed"}
     assert len(before) == 1
     assert not [record for record in full.folder.records() if record.outcome == "failed"]
-    setup = fake_setup(tmp_path, parameters__fault=NO_FAULT, optimization__confirm__repeats=0)
+    setup = fake_setup(tmp_path, parameters__fault=NO_FAULT, **changes)
     results = experiment.run(setup, Options(tmp_path / "r.json", resume=True))
     assert results.winner is not None
     assert all(record.outcome in ("completed", "stopped") for record in results.records)

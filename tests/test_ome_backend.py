@@ -637,6 +637,20 @@ class TestTeardown:
         backend.stop(Deadline.after(PATIENCE_S))
         assert world.objects("Pod", NAMESPACE) == []
 
+    def test_lost(
+        self, world: Emulator, make: Make, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Once the node is known to be lost, that does not take the teardown's whole time, which is an hour."""
+        monkeypatch.setattr(ome, "LOST_S", 1.0)
+        monkeypatch.setattr(ome, "NODE_CHECK_S", 0.05)
+        backend = make(teardown_s=3600.0)
+        start(backend, deployment(cluster, tmp_path))
+        world.faults.lost_nodes.add("n1")
+        with pytest.raises(TransientError, match="n1 is lost"):
+            until(backend.check)
+        backend.stop(Deadline.after(3600.0))
+        assert world.objects("Pod", NAMESPACE) == []
+
 
 def test_settings_are_values() -> None:
     """They can be sent to a worker."""

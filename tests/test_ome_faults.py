@@ -23,7 +23,7 @@ import requests
 
 from raytune_autotuner import recovery
 from raytune_autotuner.anchor import Anchor
-from raytune_autotuner.backends import Deployment, Progress, ome
+from raytune_autotuner.backends import Deployment, Progress, ome, ome_view
 from raytune_autotuner.backends.ome import OmeBackend
 from raytune_autotuner.backends.ome_access import Relay
 from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, shipped_template
@@ -48,13 +48,21 @@ pytestmark = pytest.mark.xdist_group("whole")
 RUNGS = (Rung(0, (Load("D(10,10)", 4),), 8, 1), Rung(1, (Load("D(10,10)", 4),), 20, 1))
 PATIENCE_S = 15.0
 """Of a call while the API is away; longer than any burst."""
-RUNG_S = 1.0
+RUNG_S = 3.0
 """How long a rung may take; a quiet one takes some milliseconds."""
 POLL_S = 0.05
 EXPLAIN_S = 5.0
 """How long a connection that breaks waits for the cluster to say why."""
 REQUESTS = 4
-TEARDOWN_S = 1.5
+TEARDOWN_S = 60.0
+GENTLE_S = 1.0
+"""After this the teardown does not wait any longer for pods to end by themselves …"""
+FORCE_S = 1.5
+"""… and after this it removes them by force."""
+STUCK_S = 3.0
+"""For a teardown that cannot succeed."""
+SHORTLY_S = 3.0
+"""Until a pod has a node, where the fault is that none comes; long enough for one that does get one."""
 STOP_S = 30.0
 MOMENTS = ("load", "warmup", "rung0", "rung1", "teardown")
 KEPT = {"rung1": 1, "teardown": 2}
@@ -360,7 +368,7 @@ AT_START = {
     "typo in the template": _failed(_pods(), "minReplcias", settings={"template": TYPO}, deployments=1),
     "controller is down": _failed(_world(controller_down=True), "waiting for OME", settings={"schedule_s": 0.5}),
     "controller is down for a while": Cell(
-        _world(controller_down=True), settings={"schedule_s": 0.5}, deployments=2, after="teardown"
+        _world(controller_down=True), settings={"schedule_s": SHORTLY_S}, deployments=2, after="teardown"
     ),
     "API: 500": Cell(lambda play: play.burst(500)),
     "API: 429": Cell(lambda play: play.burst(429)),
@@ -374,7 +382,7 @@ LATER = {
     "crash": _infeasible(lambda play: play.signal(signal.SIGKILL), "crash", "SIGKILL"),
     "hang": _infeasible(lambda play: play.signal(signal.SIGSTOP), "timeout", "no answer within"),
     "node loss": Cell(_lose_node, deployments=2),
-    "loss of all nodes": _failed(_lose_all, "", settings={"schedule_s": 0.8}),
+    "loss of all nodes": _failed(_lose_all, "", settings={"schedule_s": SHORTLY_S}),
     "pod deleted": Cell(lambda play: play.delete("Pod"), deployments=2),
     "service deleted": Cell(lambda play: play.delete("InferenceService"), deployments=2),
     "API: 500": Cell(lambda play: play.burst(500)),
@@ -406,6 +414,7 @@ AT_END = {
     "API: 401": Cell(_api(status=401, count=2)),
     "API: 504": Cell(_api(status=504, count=1, **DELETION)),
 }
+BARELY: dict[str, Any] = {"settings": {"teardown_s": STUCK_S}}
 STUCK = {
     "will not die, not even by force": Cell(
         lambda play: (
@@ -414,10 +423,11 @@ STUCK = {
         ),
         says="still there|etcdserver",
         **IMPATIENT,
+        **BARELY,
     ),
-    "API: 500 without end": Cell(_api(status=500), says="etcdserver", **IMPATIENT),
-    "API: 500 for deletions": Cell(_api(status=500, **DELETION), says="etcdserver", **IMPATIENT),
-    "controller is down": Cell(_world(controller_down=True), says="held by"),
+    "API: 500 without end": Cell(_api(status=500), says="etcdserver", **IMPATIENT, **BARELY),
+    "API: 500 for deletions": Cell(_api(status=500, **DELETION), says="etcdserver", **IMPATIENT, **BARELY),
+    "controller is down": Cell(_world(controller_down=True), says="held by", **BARELY),
 }
 
 
@@ -427,6 +437,7 @@ def stage(
 ) -> Iterator[Callable[[Cell, str], Play]]:
     """Makes plays; after the test everything is as it should be, and nothing is left of them."""
     monkeypatch.setattr(ome, "NODE_CHECK_S", 0.05)
+    monkeypatch.setattr(ome_view, "FORCE", ((1, GENTLE_S / TEARDOWN_S), (0, FORCE_S / TEARDOWN_S)))
     monkeypatch.setattr(shutil, "which", lambda name: None)  # this process forwards ports by itself
     made: list[Play] = []
 

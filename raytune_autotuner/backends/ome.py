@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
@@ -47,7 +48,7 @@ REQUEST_TIMEOUT_S = 10.0
 """The health check of SGLang generates a token."""
 NODE_CHECK_S = 5.0
 LOST_S = 5.0
-"""For the teardown when a node is lost; at four fifths of it pods are removed by force."""
+"""What pods are given to end when a node is lost, of which nobody would say that they did."""
 NODE_WARNING = "NodeNotReady"
 """The event with which the control plane tells a pod that its node no longer reports."""
 PHASES: dict[Stage, str] = {"schedule": "schedule", "pull": "pull", "load": "load"}
@@ -138,8 +139,9 @@ class OmeBackend:
             return self._leftover
         self._save_logs()
         try:
-            patience_s = LOST_S if self._node_lost else self._settings.teardown_s
-            remove(self._cluster, self._settings.namespace, self._name, deadline.sooner(patience_s))
+            limit = deadline.sooner(self._settings.teardown_s)
+            patience_s = LOST_S if self._node_lost else math.inf
+            remove(self._cluster, self._settings.namespace, self._name, limit, patience_s)
         except Rejected as error:
             raise TransientError(f"{self._name} cannot be removed: {error}") from error
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 
 from raytune_autotuner.backends.ome_diagnosis import View
 from raytune_autotuner.deadline import Deadline
@@ -22,6 +23,8 @@ from raytune_autotuner.kube import (
 
 SERVICE_LABEL = "ome.io/inferenceservice"
 COMPONENT_LABEL = "component"
+FORCE = ((1, 0.5), (0, 0.8))
+"""Seconds that pods are given to end, each from a share of a removal's time on."""
 
 
 class Observer:
@@ -87,15 +90,17 @@ def interests(name: str) -> dict[Kind, Matches]:
     }
 
 
-def remove(cluster: Cluster, namespace: str, name: str, deadline: Deadline) -> None:
+def remove(cluster: Cluster, namespace: str, name: str, deadline: Deadline, patience_s: float = math.inf) -> None:
     """Delete a service and wait until it and all its pods are gone, which only then hold no GPUs any more.
 
-    After half of the time pods are given one second to end, near its end they are removed by force. Idempotent.
+    After half of the time, or of ``patience_s`` when that is less, pods are given one second to end; near its end they
+    are removed by force. Idempotent.
 
     Raises:
         TransientError: something stays; says what.
     """
-    force = [(1, deadline.sooner(deadline.remaining() * 0.5)), (0, deadline.sooner(deadline.remaining() * 0.8))]
+    patience_s = min(patience_s, deadline.remaining())
+    force = [(grace_s, deadline.sooner(share * patience_s)) for grace_s, share in FORCE]
     cluster.delete(INFERENCE_SERVICE, name, namespace, propagation="Foreground")
     wanted = {kind: matches for kind, matches in interests(name).items() if kind in (INFERENCE_SERVICE, POD)}
     with cluster.watch_all(namespace, wanted) as changes:

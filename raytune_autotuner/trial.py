@@ -47,7 +47,8 @@ from raytune_autotuner.records import (
 
 ATTEMPTS = 2
 """How often a deployment is tried when the infrastructure fails."""
-TEARDOWN_S = 60.0
+TEARDOWN_S = 3600.0
+"""Of any backend; each has a sooner limit of its own."""
 KEEP_S = 15.0
 """So often the logs of a running trial are brought to a storage elsewhere."""
 WARMUP_RUNG = -1

@@ -19,6 +19,7 @@ from raytune_autotuner.ledger import was_stopped_early
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import LevelSearch, Load, Parameters, Purpose, Rung, TrialId, config_hash
 from raytune_autotuner.storage import Storage
+from raytune_autotuner.task.ome import OmeSpec
 from raytune_autotuner.task.spec import Optimization
 from raytune_autotuner.trial import Job, Trial, run
 from tests.fakes.trials import FakeBackend, FakeBenchmark, Faults
@@ -157,6 +158,14 @@ def test_a_teardown_that_fails_is_told_and_does_not_hide_the_result(tmp_path: Pa
     assert record.failure is not None
     assert "teardown" in record.failure.reason
     assert not benchmark.open
+
+
+def test_a_teardown_may_take_as_long_as_a_task_can_ask_for(tmp_path: Path) -> None:
+    """The backend's own limit ends it, not the trial's."""
+    trial, backend, _ = make_trial(tmp_path)
+    run(trial)
+    longest = OmeSpec.model_json_schema()["properties"]["teardown_timeout_s"]["maximum"]
+    assert backend.patience_s >= longest
 
 
 def test_a_stop_request_ends_the_trial_before_and_during_a_rung(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ class FakeBackend:
     journal: list[str] = field(default_factory=list)
     running: bool = False
     leftover: bool = False
+    patience_s: float = 0.0
+    """What it was given to end its engine."""
 
     def start(self, deployment: Deployment, deadline: Deadline, progress: Progress) -> Endpoint:
         self.journal.append("start")
@@ -114,6 +116,7 @@ class FakeBackend:
     def stop(self, deadline: Deadline) -> bool:
         found = self.leftover and "stop" not in self.journal
         self.journal.append("stop")
+        self.patience_s = deadline.seconds
         self.running = False
         self.faults.at("stop")
         return found

@@ -561,7 +561,7 @@ def test_a_mount_that_fails_keeps_the_pod_creating(cluster: Emulator, name: str)
     cluster.faults.add(pods=name, mount_fails='MountVolume.SetUp failed for volume "m": timed out')
     serve(cluster, name)
     until(lambda: "FailedMount" in reasons(cluster, name, "Pod"))
-    assert waiting(cluster, name) == "ContainerCreating"
+    until(lambda: waiting(cluster, name) == "ContainerCreating")
     cluster.faults.clear()
     ready(cluster, name)
 

@@ -78,7 +78,7 @@ class Adaptive:
         self._startup = startup
         self._remember(lessons)
         first = within(space, lessons.first)
-        self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng)], len(first)
+        self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng, cost)], len(first)
         self._grid = _whole(space)
 
     def _remember(self, lessons: Lessons) -> None:

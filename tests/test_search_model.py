@@ -40,6 +40,9 @@ def space(constraints: list[str] | None = None, **parameters: Any) -> Space:
     return Space.of(parse_task(data, "t"), load_engine("sglang"))
 
 
+FAILED = {"outcome": "infeasible", "raw_loss": None, "rungs_done": 0, "cause": "kernel", "node": None}
+
+
 def report(loss: float, rungs_done: int = 2, **more: Any) -> dict[str, Any]:
     return {
         "outcome": None,
@@ -313,19 +316,48 @@ def test_every_value_that_is_no_number_is_measured() -> None:
 
 
 def test_a_value_that_keeps_failing_is_left_to_the_model() -> None:
-    """After three attempts; without that nothing else would be tried."""
+    """Once it is likely to fail whatever else is set; otherwise nothing else would be tried."""
     kernels = [f"k{n}" for n in range(8)]
     parameters = {**SMALL, "attention_backend": {"type": "choice", "values": kernels}}
     chosen = Adaptive(space(**parameters), 0, total_rungs=1, startup=2)
     tried = []
-    for n in range(20):
+    for n in range(24):
         proposed = chosen.propose(f"k{n}")
         assert proposed is not None
         tried.append(proposed["attention_backend"])
-        failed = {"outcome": "infeasible", "raw_loss": None, "rungs_done": 0, "cause": "kernel", "node": None}
-        chosen.hear(proposed, failed if tried[-1] == "k3" else report(-1000.0, 1))
+        chosen.hear(proposed, FAILED if tried[-1] == "k3" else report(-1000.0, 1))
     assert sorted(map(str, set(tried))) == kernels
-    assert 3 <= tried.count("k3") <= 5
+    assert tried.count("k3") <= 8
+
+
+def test_a_value_that_works_with_one_other_alone_is_found() -> None:
+    """Whatever else it failed with first."""
+    chosen = Adaptive(space(**SMALL), 0, total_rungs=1, startup=2)
+    for kernel in ("fa3", "triton"):
+        for size in (1024, 2048, 4096):
+            c = {"tp_size": 1, "chunked_prefill_size": size, "attention_backend": kernel}
+            chosen.hear({**c, "enable_mixed_chunk": True}, FAILED)
+            chosen.hear({**c, "enable_mixed_chunk": False}, report(-1000.0 - size / 1024))
+    chosen.hear({**c, "attention_backend": "flashinfer", "enable_mixed_chunk": False}, report(-500.0))
+    asked = [chosen.propose(f"k{n}") for n in range(3)]
+    assert any(c and c["enable_mixed_chunk"] and c["attention_backend"] == "flashinfer" for c in asked)
+
+
+def test_failures_do_not_use_up_the_points_that_come_first() -> None:
+    """And what seems sure to fail as others did is left out of them."""
+    laid_out = spread(space(**SMALL), 64, np.random.default_rng(0))
+    chosen = source(startup=12)
+    begun: list[Parameters] = []
+    working = 0
+    while working < 12:
+        proposed = chosen.propose(f"k{len(begun)}")
+        assert proposed is not None
+        begun.append(proposed)
+        working += proposed["attention_backend"] != "triton"
+        chosen.hear(proposed, FAILED if proposed["attention_backend"] == "triton" else report(speed(proposed)))
+    places = [laid_out.index(each) for each in begun]
+    assert places == sorted(places)
+    assert any(laid_out[n]["attention_backend"] == "triton" and n not in places for n in range(max(places)))
 
 
 def test_the_neighbours_of_the_best_are_tried_when_nothing_seems_left_to_gain() -> None:

@@ -34,20 +34,21 @@ KEPT = 0.7
 """Taken for an SLO that was kept when it is not known by how much."""
 SLO_BEHIND, LOSS_BEHIND = 0.03, 0.08
 """Whoever is behind the best at the same rung by more than this does not go on."""
-ATTEMPTS = 3
-"""So many configurations with a value may fail before it is left to the model whether to try another one."""
 NOTHING_MORE = math.log(0.002)
 """When nobody is worth more (see ``Beliefs.log_worth``), the model sees nothing left to gain."""
-LIKELY = math.log(0.2)
+LIKELY, UNLIKELY = math.log(0.2), math.log(0.1)
+"""Odds above which a neighbour of the best, or the first one with a value, is tried whatever the model says."""
 FIRST = 1e6
-"""Added to the worth of whoever is to be tried whatever the model says."""
+"""Added to the worth of such a one."""
+FAILING = 3
+"""So many times as many points come first when they fail."""
 PEERS = 4
 """So many at the same rung, before the model is asked who goes on."""
 
 
 def startup_points(trials: int) -> int:
-    """Spread-out points before the model is asked: a third of the budget, 2 to 8."""
-    return max(2, min(8, trials // 3))
+    """Spread-out points before the model is asked: a third of the budget, 2 to 5."""
+    return max(2, min(5, trials // 3))
 
 
 class Adaptive:
@@ -113,12 +114,19 @@ class Adaptive:
         while self._first and (self._begin_with > 0 or self._is_new()):
             chosen = self._first.pop(0)
             self._begin_with -= 1
-            if config_hash(chosen) not in self._tried:
+            if config_hash(chosen) not in self._tried and (self._begin_with >= 0 or self._may_work(chosen)):
                 return chosen
         return None
 
     def _is_new(self) -> bool:
-        return len(self._tried) < self._startup or all(each.pending for each in self._tried.values())
+        """Failures teach nothing of speed, so what follows a few of them is spread over the space, too."""
+        tried = self._tried.values()
+        working = sum(each.failure is None for each in tried)
+        return all(each.pending for each in tried) or (working < self._startup and len(tried) < FAILING * self._startup)
+
+    def _may_work(self, parameters: Parameters) -> bool:
+        odds = self._beliefs.log_works(self._encoding.rows([parameters]), list(self._tried.values()))
+        return bool(odds[0] > LIKELY)
 
     def tell(self, key: str, loss: float | None) -> None:
         trying = self._tried.get(self._keys.pop(key, key))
@@ -170,7 +178,7 @@ class Adaptive:
         worth = gain + keeps + CAUTION * works
         if worth.max() < NOTHING_MORE:
             worth[self._is_near_the_best(pool) & (keeps + works > LIKELY)] += FIRST
-        worth[self._has_news(rows)] += FIRST
+        worth[self._has_news(rows) & (works > UNLIKELY)] += FIRST
         worth -= np.log([max(1.0, self._cost(parameters)) for parameters in pool])
         return pool[int(np.argmax(worth + 1e-3 * self._rng.gumbel(size=len(pool))))]
 
@@ -190,7 +198,7 @@ class Adaptive:
         for column in np.flatnonzero(~self._encoding.ordered):
             for value in np.unique(rows[:, column]):
                 tried = [each for each in self._tried.values() if each.row[column] == value]
-                if len(tried) < ATTEMPTS and not any(each.losses or each.pending for each in tried):
+                if not any(each.losses or each.pending for each in tried):
                     found |= rows[:, column] == value
         return found
 

@@ -134,7 +134,7 @@ class Beliefs:
 
     def prospects(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
         """Logarithms of the improvement to expect, the odds to keep the SLO, and those to work at all; shape (3, n)."""
-        return np.stack([*self._log_gain(rows, tried, bar, learn), self._log_works(rows, tried)])
+        return np.stack([*self._log_gain(rows, tried, bar, learn), self.log_works(rows, tried)])
 
     def may_win(self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None) -> bool:
         """Whether the last rung may well show ``one`` to keep the SLO and to be better than those that were there."""
@@ -182,7 +182,7 @@ class Beliefs:
             odds.append(log_ndtr((SLO_TOLERANCE - mean) / deviation))
         return np.asarray(np.min(odds, axis=0))
 
-    def _log_works(self, rows: Array, tried: Sequence[Trying]) -> Array:
+    def log_works(self, rows: Array, tried: Sequence[Trying]) -> Array:
         """Each reason to fail has causes of its own, so it is looked at without those that failed for another one."""
         total = np.zeros(len(rows))
         working = np.array([each.row for each in tried if each.works]).reshape(-1, rows.shape[1])

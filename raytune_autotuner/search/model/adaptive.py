@@ -35,7 +35,7 @@ KEPT = 0.7
 SLO_BEHIND, LOSS_BEHIND = 0.03, 0.08
 """Whoever is behind the best at the same rung by more than this does not go on."""
 NOTHING_MORE = math.log(0.002)
-"""When nobody is worth more (see ``Beliefs.log_worth``), the model sees nothing left to gain."""
+"""When nobody is worth more (gain × odds), the model sees nothing left to gain."""
 LIKELY, UNLIKELY = math.log(0.2), math.log(0.1)
 """Odds above which a neighbour of the best, or the first one with a value, is tried whatever the model says."""
 FIRST = 1e6

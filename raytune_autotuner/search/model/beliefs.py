@@ -124,16 +124,11 @@ class Beliefs:
         self._loss = Process(Kernel(with_rung_and_node, {rung: 0.0, node: -3.0}))
         self._slo = Process(Kernel(with_rung_and_node, {rung: -1.0, node: -4.0}))
 
-    def log_worth(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
-        """How much each is expected to improve on the best so far, times the odds that it works and keeps the SLO.
-
-        ``bar`` is a loss that is there anyway: the baseline's.
-        """
-        gain, keeps, works = self.prospects(rows, tried, bar, learn=learn)
-        return gain + keeps + CAUTION * works
-
     def prospects(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
-        """Logarithms of the improvement to expect, the odds to keep the SLO, and those to work at all; shape (3, n)."""
+        """How much each is expected to improve on the best so far, the odds that it keeps the SLO, and that it works.
+
+        As logarithms, shape (3, n). ``bar`` is a loss that is there anyway: the baseline's.
+        """
         return np.stack([*self._log_gain(rows, tried, bar, learn), self.log_works(rows, tried)])
 
     def may_win(self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None) -> bool:

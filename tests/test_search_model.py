@@ -40,6 +40,9 @@ def space(constraints: list[str] | None = None, **parameters: Any) -> Space:
     return Space.of(parse_task(data, "t"), load_engine("sglang"))
 
 
+FAILED = {"outcome": "infeasible", "raw_loss": None, "rungs_done": 0, "cause": "kernel", "node": None}
+
+
 def report(loss: float, rungs_done: int = 2, **more: Any) -> dict[str, Any]:
     return {
         "outcome": None,
@@ -149,6 +152,14 @@ def test_the_first_points_are_spread_and_keep_the_constraints() -> None:
     assert len({config_hash(c) for c in found}) == 8
     assert {c["tp_size"] for c in found} == {1, 2}
     assert {c["attention_backend"] for c in found} == {"fa3", "flashinfer", "triton"}
+
+
+def test_the_first_points_cost_as_much_at_each_price() -> None:
+    """Four GPUs come a quarter as often as one, so that the start does not go into them."""
+    found = spread(space(), 64, np.random.default_rng(0), cost=lambda c: float(str(c["tp_size"])))
+    spent = [sum(c["tp_size"] == gpus for c in found) * gpus for gpus in (1, 2, 4)]
+    assert len(found) == 64
+    assert min(spent) > 0.7 * max(spent)
 
 
 def test_neighbours_differ_by_one_or_two_parameters() -> None:
@@ -276,3 +287,87 @@ def test_a_broken_slo_does_not_go_on_beside_kept_ones() -> None:
         fast = n == 7
         chosen.hear(parameters, report(-9000.0 if fast else -1000.0, 1, slo=1.5 if fast else 0.5))
     assert not chosen.goes_on(parameters)
+
+
+def test_a_short_rung_of_who_broke_the_slo_later_is_no_yardstick() -> None:
+    """It is much faster than all others, which is why it cannot keep up in the end."""
+    chosen = source()
+    for n in range(8):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        chosen.hear(parameters, report(-9000.0 if n == 0 else -1000.0 - n, 1))
+        if n == 0:
+            chosen.hear(parameters, report(-9000.0, 2, slo=1.5))
+    assert chosen.goes_on(parameters)
+
+
+def test_every_value_that_is_no_number_is_measured() -> None:
+    """Nothing that is known of the others tells of one that nobody has tried."""
+    kernels = [f"k{n}" for n in range(8)]
+    parameters = {**SMALL, "attention_backend": {"type": "choice", "values": kernels}}
+    chosen = Adaptive(space(**parameters), 0, total_rungs=1, startup=2)
+    seen = []
+    for n in range(8):
+        proposed = chosen.propose(f"k{n}")
+        assert proposed is not None
+        seen.append(proposed["attention_backend"])
+        chosen.hear(proposed, report(-1000.0, 1))
+    assert sorted(map(str, seen)) == kernels
+
+
+def test_a_value_that_keeps_failing_is_left_to_the_model() -> None:
+    """Once it is likely to fail whatever else is set; otherwise nothing else would be tried."""
+    kernels = [f"k{n}" for n in range(8)]
+    parameters = {**SMALL, "attention_backend": {"type": "choice", "values": kernels}}
+    chosen = Adaptive(space(**parameters), 0, total_rungs=1, startup=2)
+    tried = []
+    for n in range(24):
+        proposed = chosen.propose(f"k{n}")
+        assert proposed is not None
+        tried.append(proposed["attention_backend"])
+        chosen.hear(proposed, FAILED if tried[-1] == "k3" else report(-1000.0, 1))
+    assert sorted(map(str, set(tried))) == kernels
+    assert tried.count("k3") <= 8
+
+
+def test_a_value_that_works_with_one_other_alone_is_found() -> None:
+    """Whatever else it failed with first."""
+    chosen = Adaptive(space(**SMALL), 0, total_rungs=1, startup=2)
+    for kernel in ("fa3", "triton"):
+        for size in (1024, 2048, 4096):
+            c = {"tp_size": 1, "chunked_prefill_size": size, "attention_backend": kernel}
+            chosen.hear({**c, "enable_mixed_chunk": True}, FAILED)
+            chosen.hear({**c, "enable_mixed_chunk": False}, report(-1000.0 - size / 1024))
+    chosen.hear({**c, "attention_backend": "flashinfer", "enable_mixed_chunk": False}, report(-500.0))
+    asked = [chosen.propose(f"k{n}") for n in range(3)]
+    assert any(c and c["enable_mixed_chunk"] and c["attention_backend"] == "flashinfer" for c in asked)
+
+
+def test_failures_do_not_use_up_the_points_that_come_first() -> None:
+    """And what seems sure to fail as others did is left out of them."""
+    laid_out = spread(space(**SMALL), 64, np.random.default_rng(0))
+    chosen = source(startup=12)
+    begun: list[Parameters] = []
+    working = 0
+    while working < 12:
+        proposed = chosen.propose(f"k{len(begun)}")
+        assert proposed is not None
+        begun.append(proposed)
+        working += proposed["attention_backend"] != "triton"
+        chosen.hear(proposed, FAILED if proposed["attention_backend"] == "triton" else report(speed(proposed)))
+    places = [laid_out.index(each) for each in begun]
+    assert places == sorted(places)
+    assert any(laid_out[n]["attention_backend"] == "triton" and n not in places for n in range(max(places)))
+
+
+def test_the_neighbours_of_the_best_are_tried_when_nothing_seems_left_to_gain() -> None:
+    """Its speed comes from all of its values together, so the model expects nothing of those next to it."""
+    everywhere = spread(space(**SMALL), 72, np.random.default_rng(1))
+    worst = max(everywhere, key=speed)
+    near = {config_hash(c) for c in neighbours(space(**SMALL), worst, 0, np.random.default_rng(0))}
+    chosen = source()
+    for n, other in enumerate(everywhere):
+        if other == worst or (n % 3 and config_hash(other) not in near):
+            chosen.hear(other, report(1.05 * min(map(speed, everywhere)) if other == worst else speed(other)))
+    asked = [chosen.propose(f"k{n}") for n in range(len(near))]
+    assert {config_hash(c) for c in asked if c} == near

@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import reports
 from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.search.model.beliefs import WHOLE, Beliefs, Trying, most_telling
+from raytune_autotuner.search.model.beliefs import CAUTION, WHOLE, Beliefs, Trying, most_telling
 from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
 from raytune_autotuner.search.model.process import Array
 from raytune_autotuner.search.source import NOTHING, WORST, Lessons, within
@@ -33,13 +34,21 @@ KEPT = 0.7
 """Taken for an SLO that was kept when it is not known by how much."""
 SLO_BEHIND, LOSS_BEHIND = 0.03, 0.08
 """Whoever is behind the best at the same rung by more than this does not go on."""
+NOTHING_MORE = math.log(0.002)
+"""When nobody is worth more (gain × odds), the model sees nothing left to gain."""
+LIKELY, UNLIKELY = math.log(0.2), math.log(0.1)
+"""Odds above which a neighbour of the best, or the first one with a value, is tried whatever the model says."""
+FIRST = 1e6
+"""Added to the worth of such a one."""
+FAILING = 3
+"""So many times as many points come first when they fail."""
 PEERS = 4
 """So many at the same rung, before the model is asked who goes on."""
 
 
 def startup_points(trials: int) -> int:
-    """Spread-out points before the model is asked: a third of the budget, 2 to 8."""
-    return max(2, min(8, trials // 3))
+    """Spread-out points before the model is asked: a third of the budget, 2 to 5."""
+    return max(2, min(5, trials // 3))
 
 
 class Adaptive:
@@ -70,13 +79,15 @@ class Adaptive:
         self._startup = startup
         self._remember(lessons)
         first = within(space, lessons.first)
-        self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng)], len(first)
+        self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng, cost)], len(first)
         self._grid = _whole(space)
 
     def _remember(self, lessons: Lessons) -> None:
         for record in lessons.ended:
             for result in reports(record):
                 self.hear(record.parameters, result)
+            if (trying := self._known(record.parameters)) is not None:
+                trying.closed = True
         for parameters, loss in lessons.told:
             if (trying := self._known(parameters)) is not None:
                 _learn(trying, loss)
@@ -103,12 +114,19 @@ class Adaptive:
         while self._first and (self._begin_with > 0 or self._is_new()):
             chosen = self._first.pop(0)
             self._begin_with -= 1
-            if config_hash(chosen) not in self._tried:
+            if config_hash(chosen) not in self._tried and (self._begin_with >= 0 or self._may_work(chosen)):
                 return chosen
         return None
 
     def _is_new(self) -> bool:
-        return len(self._tried) < self._startup or all(each.pending for each in self._tried.values())
+        """Failures teach nothing of speed, so what follows a few of them is spread over the space, too."""
+        tried = self._tried.values()
+        working = sum(each.failure is None for each in tried)
+        return all(each.pending for each in tried) or (working < self._startup and len(tried) < FAILING * self._startup)
+
+    def _may_work(self, parameters: Parameters) -> bool:
+        odds = self._beliefs.log_works(self._encoding.rows([parameters]), list(self._tried.values()))
+        return bool(odds[0] > LIKELY)
 
     def tell(self, key: str, loss: float | None) -> None:
         trying = self._tried.get(self._keys.pop(key, key))
@@ -133,8 +151,8 @@ class Adaptive:
         if one is None or not one.losses:
             return True
         left = min(one.losses)
-        peers = [each.at(left) for each in (*self._tried.values(), self._baseline) if left in each.losses]
-        (excess, loss), best = one.at(left), min(peers)
+        peers = [each for each in (*self._tried.values(), self._baseline) if left in each.losses]
+        (excess, loss), best = one.at(left), min(each.at(left) for each in peers if each is one or each.may_be_best)
         if excess > best[0] + SLO_BEHIND or loss - best[1] > LOSS_BEHIND * abs(best[1]):
             return False
         if len(peers) < PEERS:
@@ -154,9 +172,35 @@ class Adaptive:
         readings = sum(len(each.losses) + (each.failure is not None) for each in self._tried.values())
         learn = readings >= self._learnt + RELEARN
         self._learnt = readings if learn else self._learnt
-        worth = self._beliefs.log_worth(rows, most_telling(list(self._tried.values())), self._bar(), learn=learn)
+        gain, keeps, works = self._beliefs.prospects(
+            rows, most_telling(list(self._tried.values())), self._bar(), learn=learn
+        )
+        worth = gain + keeps + CAUTION * works
+        if worth.max() < NOTHING_MORE:
+            worth[self._is_near_the_best(pool) & (keeps + works > LIKELY)] += FIRST
+        worth[self._has_news(rows) & (works > UNLIKELY)] += FIRST
         worth -= np.log([max(1.0, self._cost(parameters)) for parameters in pool])
         return pool[int(np.argmax(worth + 1e-3 * self._rng.gumbel(size=len(pool))))]
+
+    def _is_near_the_best(self, pool: list[Parameters]) -> NDArray[np.bool_]:
+        """Which differ from the best so far in one parameter: asked when the model sees nothing left to gain.
+
+        Then the model is what should be doubted, and in the end the best is one that none of these has beaten.
+        """
+        ranked = sorted((t.rank, name) for name, t in self._tried.items() if t.works and WHOLE in t.losses)
+        best = self._parameters[ranked[0][1]] if ranked else {}
+        near = {config_hash(each) for each in neighbours(self._space, best, 0, self._rng)}
+        return np.array([config_hash(each) in near for each in pool], dtype=bool)
+
+    def _has_news(self, rows: Array) -> NDArray[np.bool_]:
+        """Which have a value that nobody has measured yet and that no other value tells of, as it is no number."""
+        found = np.zeros(len(rows), dtype=bool)
+        for column in np.flatnonzero(~self._encoding.ordered):
+            for value in np.unique(rows[:, column]):
+                tried = [each for each in self._tried.values() if each.row[column] == value]
+                if not any(each.losses or each.pending for each in tried):
+                    found |= rows[:, column] == value
+        return found
 
     def _pool(self) -> tuple[list[Parameters], Array]:
         """Candidates that were not tried yet."""
@@ -166,8 +210,8 @@ class Adaptive:
 
     def _drawn(self) -> dict[str, Parameters]:
         found = [self._space.sample(self._rng) for _ in range(DRAWS)]
-        ranked = sorted(((t.rank, name) for name, t in self._tried.items() if t.losses))
-        for _, name in ranked[:PARENTS]:
+        ranked = sorted((not t.may_be_best, t.rank, name) for name, t in self._tried.items() if t.losses)
+        for _, _, name in ranked[:PARENTS]:
             found += neighbours(self._space, self._parameters[name], PAIRS, self._rng)
         return {config_hash(parameters): parameters for parameters in found}
 

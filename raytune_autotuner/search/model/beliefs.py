@@ -30,7 +30,7 @@ XI = 0.01
 """An improvement counts when it is more than this, as a logarithm."""
 CAUTION = 2.0
 """A failure costs more than its GPU-hours: it teaches nothing of the loss."""
-WORTHWHILE = 0.006
+WORTHWHILE = 0.002
 """Going on is worth it when no less is expected to be gained, as a logarithm."""
 
 
@@ -56,6 +56,13 @@ class Trying:
     @property
     def pending(self) -> bool:
         return not (self.losses or self.failure or self.closed)
+
+    @property
+    def may_be_best(self) -> bool:
+        """It kept the SLO to the end, or is not there yet. What a short rung shows of the others is no yardstick."""
+        if self.failure is not None:
+            return False
+        return self.slo[WHOLE] <= 1 if WHOLE in self.slo else not self.closed
 
     @property
     def rank(self) -> tuple[float, float]:
@@ -117,12 +124,12 @@ class Beliefs:
         self._loss = Process(Kernel(with_rung_and_node, {rung: 0.0, node: -3.0}))
         self._slo = Process(Kernel(with_rung_and_node, {rung: -1.0, node: -4.0}))
 
-    def log_worth(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
-        """How much each is expected to improve on the best so far, times the odds that it works and keeps the SLO.
+    def prospects(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
+        """How much each is expected to improve on the best so far, the odds that it keeps the SLO, and that it works.
 
-        ``bar`` is a loss that is there anyway: the baseline's.
+        As logarithms, shape (3, n). ``bar`` is a loss that is there anyway: the baseline's.
         """
-        return self._log_gain(rows, tried, bar, learn) + CAUTION * self._log_works(rows, tried)
+        return np.stack([*self._log_gain(rows, tried, bar, learn), self.log_works(rows, tried)])
 
     def may_win(self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None) -> bool:
         """Whether the last rung may well show ``one`` to keep the SLO and to be better than those that were there."""
@@ -136,21 +143,21 @@ class Beliefs:
         gain = log_improvement(min(marks) - XI, mean[:1], deviation[:1])
         return float((gain + self._log_keeps_slo(rows[:1], readings, learn=False))[0]) > math.log(WORTHWHILE)
 
-    def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> Array:
+    def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> tuple[Array, Array]:
         readings = _Readings.of(tried) if any(each.losses for each in tried) else None
         if readings is None or len(readings.y) < 3:
-            return np.zeros(len(rows))
+            return np.zeros(len(rows)), np.zeros(len(rows))
         okay = self._log_keeps_slo(rows, readings, learn=learn)
         self._loss.fit(readings.x, readings.y, readings.noise, learn=learn)
         best = self._best(tried, bar)
         if pending := [each.row for each in tried if each.pending]:
             self._believe(readings, _at_the_end(np.array(pending)))
-        return log_improvement(best - XI, *self._loss.predict(_at_the_end(rows))) + okay
+        return log_improvement(best - XI, *self._loss.predict(_at_the_end(rows))), okay
 
     def _best(self, tried: Sequence[Trying], bar: float | None) -> float:
         heard = [each for each in tried if each.losses]
         mean, _ = self._loss.predict(_at_the_end(np.array([each.row for each in heard])))
-        keeping = [m for m, each in zip(mean, heard, strict=True) if each.rank[0] == 0]
+        keeping = [m for m, each in zip(mean, heard, strict=True) if each.may_be_best and each.rank[0] == 0]
         keeping += [] if bar is None else [logarithm(bar)]
         return float(min(keeping, default=max(mean)))
 
@@ -164,10 +171,13 @@ class Beliefs:
         if readings.slo.max() < SLO_SAFE:
             return np.zeros(len(rows))
         self._slo.fit(readings.x, readings.slo, np.ones(len(readings.slo)), learn=learn)
-        mean, deviation = self._slo.predict(_at_the_end(rows))
-        return np.asarray(log_ndtr((SLO_TOLERANCE - mean) / deviation))
+        odds = []
+        for left in np.unique(readings.x[:, -2]):
+            mean, deviation = self._slo.predict(_at_rung(rows, left))
+            odds.append(log_ndtr((SLO_TOLERANCE - mean) / deviation))
+        return np.asarray(np.min(odds, axis=0))
 
-    def _log_works(self, rows: Array, tried: Sequence[Trying]) -> Array:
+    def log_works(self, rows: Array, tried: Sequence[Trying]) -> Array:
         """Each reason to fail has causes of its own, so it is looked at without those that failed for another one."""
         total = np.zeros(len(rows))
         working = np.array([each.row for each in tried if each.works]).reshape(-1, rows.shape[1])
@@ -179,4 +189,8 @@ class Beliefs:
 
 def _at_the_end(rows: Array) -> Array:
     """After the last rung, on the first node."""
-    return np.hstack([rows, np.zeros((len(rows), 2))])
+    return _at_rung(rows, WHOLE)
+
+
+def _at_rung(rows: Array, left: float) -> Array:
+    return np.hstack([rows, np.full((len(rows), 1), left), np.zeros((len(rows), 1))])

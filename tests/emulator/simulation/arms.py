@@ -16,7 +16,7 @@ from tests.emulator.simulation.plain import PLAIN, Arm, play, too_large
 from tests.emulator.simulation.study import World
 from tests.emulator.simulation.table import Table
 
-TRIALS = 60
+TRIALS = 100
 """Budget of this program's arms; the plain ones have more (``plain_trials``), and the grid all that it has."""
 
 

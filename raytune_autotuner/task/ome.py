@@ -61,7 +61,7 @@ class OmeSpec(Model):
     schedule_timeout_s: float = Field(600, gt=0, description="how long pods may wait for a node and its GPUs")
     pull_timeout_s: float = Field(1800, gt=0, description="how long images may be pulled and volumes mounted")
     load_timeout_s: float = Field(1800, gt=0, description="how long the engine may load the model and warm up")
-    teardown_timeout_s: float = Field(120, gt=0, le=3600, description="after half of it, what is left is ended by force")
+    teardown_timeout_s: float = Field(120, gt=0, le=3600, description="after half of it, pods are ended by force")
     benchmark: Literal["direct", "benchmark_job"] = Field(
         "direct", description="genai-bench on the worker, or an OME BenchmarkJob"
     )

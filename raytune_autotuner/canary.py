@@ -16,7 +16,9 @@ import yaml
 
 from raytune_autotuner import resources
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.records import Answers, Endpoint, Failure
+from raytune_autotuner.errors import TrialInfeasible
+from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.records import Answers, Endpoint, Failure, TrialId
 from raytune_autotuner.task.spec import Canary
 
 ANSWER_S = 120.0
@@ -40,6 +42,53 @@ class Exam:
     @property
     def prompts(self) -> tuple[str, ...]:
         return (*shipped_prompts(), *self.settings.prompts)
+
+
+class Sitting:
+    """One trial's part in the exam: it is asked once, and compared as soon as the baseline has answered, too."""
+
+    def __init__(self, exam: Exam | None, trial: TrialId, folder: ExperimentFolder) -> None:
+        """``exam`` is ``None`` when nothing that the trial sets may change its answers."""
+        self._exam, self._trial, self._folder = exam, trial, folder
+        self._compared = exam is None or trial.name == exam.reference
+        self._why_not = "the baseline has given none"
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the prompts are still to be put."""
+        return self._exam is not None and self._folder.answers(self._trial.name) is None
+
+    def ask(self, endpoint: Endpoint, deadline: Deadline, check: Callable[[], object]) -> None:
+        """Put the prompts; twice to the trial that others are compared with."""
+        exam = self._exam
+        assert exam is not None
+        times = 2 if self._trial.name == exam.reference else 1
+        try:
+            rounds = tuple(ask(exam, endpoint, deadline, check) for _ in range(times))
+        except Unanswered as fault:
+            self._why_not = str(fault)
+            return
+        self._folder.save_answers(self._trial, Answers(exam.prompts, rounds))
+
+    def compare(self) -> None:
+        """Compare the answers with the baseline's, once both are there.
+
+        Raises:
+            TrialInfeasible: ``quality``.
+        """
+        if self._exam is None or self._compared:
+            return
+        own, reference = self._folder.answers(self._trial.name), self._folder.answers(self._exam.reference)
+        if own is None or reference is None:
+            return
+        self._compared = True
+        if (failure := compare(self._exam, own.rounds[0], reference)) is not None:
+            raise TrialInfeasible(failure.kind, failure.reason, hint=failure.hint)
+
+    @property
+    def note(self) -> str | None:
+        """Why nothing was compared that should have been."""
+        return None if self._compared else f"the quality of its answers was not compared: {self._why_not}"
 
 
 def shipped_prompts() -> tuple[str, ...]:

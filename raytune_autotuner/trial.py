@@ -19,7 +19,7 @@ from typing import Any
 
 from raytune_autotuner.backends import Backend, Deployment
 from raytune_autotuner.benchmarks import Answered, Benchmark, Check
-from raytune_autotuner.canary import Exam, Unanswered, ask, compare
+from raytune_autotuner.canary import Exam, Sitting
 from raytune_autotuner.clock import Clock
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines.caches import reset
@@ -30,7 +30,6 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.measuring import Bench, in_words, measure
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
-    Answers,
     Endpoint,
     Failure,
     Load,
@@ -126,8 +125,7 @@ class Trial:
         self._differences: tuple[str, ...] = ()
         self._announced = ("queue", "", -1)
         self._redeployed: list[str] = []
-        self._compared = False
-        self._quality = "the quality of its answers was not compared: the baseline has given none"
+        self._sitting = Sitting(job.exam, job.trial, folder)
         if before and (endpoint := folder.endpoint(job.trial.name)):
             self._take_in(endpoint)
 
@@ -137,7 +135,7 @@ class Trial:
             self._check_stop()
             if self._cut is None and len(self.rungs) < len(self.job.rungs):
                 self._retrying(self.job.rungs[len(self.rungs)])
-                self._compare()  # the baseline may have answered meanwhile
+                self._sitting.compare()  # the baseline may have answered meanwhile
         except TrialInfeasible as error:
             return self.finish("infeasible", Failure(error.kind, error.reason, error.log_tail, error.hint))
         except Stopped:
@@ -210,40 +208,11 @@ class Trial:
         self._folder.save_endpoint(self.job.trial, endpoint)
         self._take_in(endpoint)
         self._warm_up(endpoint)
-        self._ask(endpoint)
-        self._compare()
+        if self._sitting.is_due:
+            self._announce("warmup", "the quality canary")
+            self._sitting.ask(endpoint, self._deadline, self._check)
+        self._sitting.compare()
         return endpoint
-
-    def _ask(self, endpoint: Endpoint) -> None:
-        """Put the canary's prompts, twice to the trial that others are compared with."""
-        exam, name = self.job.exam, self.job.trial.name
-        if exam is None or self._folder.answers(name) is not None:
-            return
-        self._announce("warmup", "the quality canary")
-        try:
-            rounds = [
-                ask(exam, endpoint, self._deadline, self._check) for _ in range(2 if name == exam.reference else 1)
-            ]
-        except Unanswered as fault:
-            self._quality = f"the quality of its answers was not compared: {fault}"
-            return
-        self._folder.save_answers(self.job.trial, Answers(exam.prompts, tuple(rounds)))
-
-    def _compare(self) -> None:
-        """Compare the answers with the baseline's as soon as both are there.
-
-        Raises:
-            TrialInfeasible: ``quality``.
-        """
-        exam, name = self.job.exam, self.job.trial.name
-        if exam is None or name == exam.reference or self._compared:
-            return
-        own, reference = self._folder.answers(name), self._folder.answers(exam.reference)
-        if own is None or reference is None:
-            return
-        self._compared = True
-        if (failure := compare(exam, own.rounds[0], reference)) is not None:
-            raise TrialInfeasible(failure.kind, failure.reason, hint=failure.hint)
 
     def _progress(self, phase: str, detail: str) -> None:
         """Called by the backend when the deployment gets on."""
@@ -412,9 +381,8 @@ class Trial:
         yield from self.job.notes
         yield from self._redeployed
         yield from dict.fromkeys(note for rung in self.rungs for note in rung.notes)
-        exam = self.job.exam
-        if exam is not None and self.rungs and not self._compared and self.job.trial.name != exam.reference:
-            yield self._quality
+        if self.rungs and (note := self._sitting.note):
+            yield note
 
     def _final_score(self) -> Score | None:
         return self.rungs[-1].score if len(self.rungs) == len(self.job.rungs) and self._cut is None else None

@@ -14,7 +14,7 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import Answers, Endpoint
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Canary
-from raytune_autotuner.trial import run
+from raytune_autotuner.trial import Trial, run
 from tests.fakes.openai_server import Behaviour, FakeServer
 from tests.test_trial import make_trial
 
@@ -91,9 +91,10 @@ def test_answers_to_other_prompts_are_not_compared() -> None:
 
 
 def examined(tmp_path: Path, url: str, purpose: str = "search") -> object:
-    trial, backend, _ = make_trial(tmp_path, purpose=purpose)  # type: ignore[arg-type]
-    reference = "baseline-0" if purpose == "search" else trial.job.trial.name
-    trial.job = replace(trial.job, exam=Exam(Canary(), reference))
+    plain, backend, benchmark = make_trial(tmp_path, purpose=purpose)  # type: ignore[arg-type]
+    reference = "baseline-0" if purpose == "search" else plain.job.trial.name
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    trial = Trial(replace(plain.job, exam=Exam(Canary(), reference)), backend, benchmark, folder)
     start = backend.start
     backend.start = lambda *a: replace(start(*a), url=url)  # type: ignore[method-assign]
     return run(trial)

@@ -872,10 +872,11 @@ def test_a_crd_is_served_once_it_is_established(api: ApiServer, admin: ApiClient
     name = f"gadgets.{GROUP}"
 
     def established() -> bool:
-        conditions = extensions.read_custom_resource_definition(name).status.conditions or []
+        status = extensions.read_custom_resource_definition(name).status
+        conditions = (status and status.conditions) or []
         return any(part.type == "Established" and part.status == "True" for part in conditions)
 
-    until(established, 5)
+    until(established)
     gadget = widget("a") | {"kind": "Gadget"}
     objects.create_namespaced_custom_object(GROUP, VERSION, namespace, "gadgets", gadget)
     found = dynamic.DynamicClient(admin).resources.get(api_version=f"{GROUP}/{VERSION}", kind="Gadget")

@@ -265,6 +265,24 @@ def test_unusable_answers_are_recorded_as_errors() -> None:
     assert [(r.status_code, r.error_message) for r in recorded] == [(-1, "unusable answer: empty")] * 2
 
 
+def test_a_server_has_its_name_only_once_it_listens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds it there and connects is refused otherwise, and takes it for dead."""
+    path, there = tmp_path / "s", []
+
+    class Listener(socket.socket):
+        def listen(self, *backlog: int) -> None:
+            there.append(path.exists())
+            super().listen(*backlog)
+
+    monkeypatch.setattr(genai_fork.socket, "socket", Listener)
+    server = genai_fork.Server(path)
+    monkeypatch.undo()
+    assert there == [False]
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(path))
+    server.listener.close()
+
+
 def test_the_tokenizer_is_loaded_once() -> None:
     """genai-bench gets the loaded tokenizer for its name, and loads any other itself."""
     loads: list[str] = []

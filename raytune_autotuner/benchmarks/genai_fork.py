@@ -72,9 +72,11 @@ class Server:
     def __init__(self, path: Path) -> None:
         self.fork, self.waitpid, self.poller = os.fork, os.waitpid, select.poll()
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        with short_address(path) as address:
+        fresh = path.with_suffix(".new")
+        with short_address(fresh) as address:
             self.listener.bind(address)
         self.listener.listen(128)
+        fresh.rename(path)  # whoever finds it by its name is not refused, as between these two
         self.sessions: dict[int, Session] = {}
         """By connection, and by pidfd while a child runs."""
 

@@ -13,7 +13,7 @@ from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, config_hash
 from raytune_autotuner.search.knowledge import WORST
 from raytune_autotuner.search.model.adaptive import Adaptive
-from raytune_autotuner.search.model.beliefs import logarithm
+from raytune_autotuner.search.model.beliefs import Beliefs, Trying, logarithm
 from raytune_autotuner.search.model.causes import Causes
 from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
 from raytune_autotuner.search.model.process import Kernel, Process, log_improvement
@@ -301,32 +301,48 @@ def test_a_short_rung_of_who_broke_the_slo_later_is_no_yardstick() -> None:
     assert chosen.goes_on(parameters)
 
 
-def test_every_value_that_is_no_number_is_measured() -> None:
-    """Nothing that is known of the others tells of one that nobody has tried."""
-    kernels = [f"k{n}" for n in range(8)]
-    parameters = {**SMALL, "attention_backend": {"type": "choice", "values": kernels}}
+def test_the_slo_is_to_be_kept_at_every_rung() -> None:
+    """Who breaks it at a short one does not come to the last one, whatever that would show."""
+    encoding = Encoding(space(**SMALL))
+    everywhere = spread(space(**SMALL), 72, np.random.default_rng(1))
+    tried = []
+    for c in everywhere[:36]:
+        breaking = c["attention_backend"] == "triton"
+        one = Trying(encoding.row(c))
+        one.losses, one.slo = {1: -1000.0, 0: -1000.0}, {1: 1.3 if breaking else 0.7, 0: 0.7}
+        tried.append(one)
+    rest = everywhere[36:]
+    keeps = Beliefs(encoding.ordered.tolist()).prospects(encoding.rows(rest), tried, None, learn=True)[1]
+    breaking = np.array([c["attention_backend"] == "triton" for c in rest])
+    assert np.exp(keeps[breaking]).max() < 0.2
+    assert np.exp(keeps[~breaking]).min() > 0.8
+
+
+KERNELS = [f"k{n}" for n in range(8)]
+
+
+def kernels_tried(trials: int, failing: str = "") -> list[str]:
+    """Of so many trials; all are equally fast, but for a kernel that fails."""
+    parameters = {**SMALL, "attention_backend": {"type": "choice", "values": KERNELS}}
     chosen = Adaptive(space(**parameters), 0, total_rungs=1, startup=2)
-    seen = []
-    for n in range(8):
+    tried = []
+    for n in range(trials):
         proposed = chosen.propose(f"k{n}")
         assert proposed is not None
-        seen.append(proposed["attention_backend"])
-        chosen.hear(proposed, report(-1000.0, 1))
-    assert sorted(map(str, seen)) == kernels
+        tried.append(str(proposed["attention_backend"]))
+        chosen.hear(proposed, FAILED if tried[-1] == failing else report(-1000.0, 1))
+    return tried
+
+
+def test_every_value_that_is_no_number_is_measured() -> None:
+    """Nothing that is known of the others tells of one that nobody has tried."""
+    assert sorted(kernels_tried(8)) == KERNELS
 
 
 def test_a_value_that_keeps_failing_is_left_to_the_model() -> None:
     """Once it is likely to fail whatever else is set; otherwise nothing else would be tried."""
-    kernels = [f"k{n}" for n in range(8)]
-    parameters = {**SMALL, "attention_backend": {"type": "choice", "values": kernels}}
-    chosen = Adaptive(space(**parameters), 0, total_rungs=1, startup=2)
-    tried = []
-    for n in range(24):
-        proposed = chosen.propose(f"k{n}")
-        assert proposed is not None
-        tried.append(proposed["attention_backend"])
-        chosen.hear(proposed, FAILED if tried[-1] == "k3" else report(-1000.0, 1))
-    assert sorted(map(str, set(tried))) == kernels
+    tried = kernels_tried(24, failing="k3")
+    assert sorted(set(tried)) == KERNELS
     assert tried.count("k3") <= 8
 
 

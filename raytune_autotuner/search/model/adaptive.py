@@ -63,7 +63,7 @@ class Adaptive:
         seed: int,
         *,
         total_rungs: int,
-        startup: int = 8,
+        startup: int = 5,
         cost: Callable[[Parameters], float] = lambda _: 1.0,
         lessons: Lessons = NOTHING,
     ) -> None:

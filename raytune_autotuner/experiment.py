@@ -23,7 +23,7 @@ from raytune_autotuner.actor import actor_class
 from raytune_autotuner.earlier import Found
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.gate import Course, ExperimentGate
-from raytune_autotuner.history import QUEUED, take_up
+from raytune_autotuner.history import QUEUED, settle, take_up
 from raytune_autotuner.importance import importance
 from raytune_autotuner.packing import GpuNode
 from raytune_autotuner.planning.plan import make_plan
@@ -112,7 +112,8 @@ def _run_trials(setup: Setup, options: Options, past: Past, course: Course | Non
     trials = [proposal.trial for proposal in past.open]
     with ExitStack() as stack:
         folder = stack.enter_context(_scratch(name))
-        setup = replace(setup, site=stack.enter_context(setup.site.held(name, place, trials)))
+        held = setup.site.held(name, place, trials, partial(settle, setup.folder))
+        setup = replace(setup, site=stack.enter_context(held))
         nodes = setup.site.gpu_nodes()
         stack.enter_context(connected(declared(nodes or ()), folder, dashboard=options.dashboard))
         stack.enter_context(_orderly_stop(setup))  # after Ray, which installs handlers of its own

@@ -16,6 +16,9 @@ from raytune_autotuner.ledger import WAITING
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import TrialId, TrialRecord, TrialState
 from raytune_autotuner.search import Past
+from raytune_autotuner.trial import seconds_since, utc_now
+
+QUEUED = "queue"
 
 
 def is_over(record: TrialRecord) -> bool:
@@ -93,4 +96,11 @@ def reopen(folder: ExperimentFolder, state: TrialState, record: TrialRecord | No
         folder.delete_record(state.trial)
 
 
-QUEUED = "queue"
+def settle(folder: ExperimentFolder, trial: str) -> None:
+    """Charge an open trial for what was left of it, which has just been removed, as nobody came to go on with it."""
+    state = folder.state(trial)
+    if state is None or state.outcome is not None:
+        return
+    held_s = state.unattended_s + seconds_since(state.updated_at)
+    phases = {**state.phases, "idle": round(state.phases.get("idle", 0.0) + held_s, 3)}
+    folder.save_state(replace(state, phases=phases, unattended_s=0.0, updated_at=utc_now()))

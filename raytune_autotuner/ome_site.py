@@ -5,7 +5,7 @@ Looked at before anything is created, held by the anchor while the experiment ru
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,7 +97,9 @@ class Ome:
         return OmeJob(self.cluster(), settings)
 
     @contextmanager
-    def held(self, experiment: str, holder: str, open: Collection[TrialId]) -> Iterator[Ome]:
+    def held(
+        self, experiment: str, holder: str, open: Collection[TrialId], ended: Callable[[str], None]
+    ) -> Iterator[Ome]:
         cluster, namespace = self.cluster(), self.settings.namespace
         with Anchor.create(cluster, namespace, experiment, holder) as anchor:  # first, or its own would be orphans
             try:
@@ -106,7 +108,8 @@ class Ome:
                 owner = anchor.owner_reference()
                 yield replace(self, settings=replace(self.settings, owner=owner), experiment=experiment)
             finally:
-                recovery.sweep(anchor, Deadline.after(SWEEP_S))
+                for trial in recovery.sweep(anchor, Deadline.after(SWEEP_S)):
+                    ended(trial)
                 anchor.delete()
 
 

@@ -98,8 +98,8 @@ def remove(cluster: Cluster, orphans: Iterable[Orphan], deadline: Deadline) -> l
     return [orphan for orphan in listed if (orphan.namespace, orphan.experiment) in removed]
 
 
-def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) -> int:
-    """Delete every object of the experiment whose anchor is held, and wait until none is left; how many there were.
+def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) -> set[str]:
+    """Delete every object of the experiment whose anchor is held, and wait until none is left; whose they were.
 
     The anchor stays, and so do the services of ``spared`` trials, which go on with them. For the start of an
     experiment, which may be a resumed one, and for its end.
@@ -109,6 +109,7 @@ def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) 
     """
     cluster, namespace = anchor.cluster, anchor.namespace
     asked: set[str] = set()
+    trials: set[str] = set()
     names = {trial.name for trial in spared}
     while left := [(kind, each) for kind, each in _objects(anchor) if not _serves(kind, each, names)]:
         if deadline.expired and asked:
@@ -119,9 +120,10 @@ def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) 
             if each["metadata"]["uid"] not in asked:
                 _delete(cluster, kind, each)
                 asked.add(each["metadata"]["uid"])
+                trials.add((each["metadata"].get("labels") or {}).get(TRIAL, ""))
         _force(cluster, [each for kind, each in left if kind is POD], namespace)
         time.sleep(min(POLL_S, deadline.remaining()))
-    return len(asked)
+    return trials - {""}
 
 
 def _serves(kind: Kind, each: Manifest, trials: Collection[str]) -> bool:

@@ -7,7 +7,7 @@ its own). ``Local`` needs nothing; ``ome_site.Ome`` is a namespace of a Kubernet
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,10 +40,12 @@ class Site(Protocol):
     def benchmark(self, trial: TrialId) -> Benchmark | None:
         """The site's own way to measure; ``None`` for genai-bench beside the trial."""
 
-    def held(self, experiment: str, holder: str, open: Collection[TrialId]) -> AbstractContextManager[Site]:
+    def held(
+        self, experiment: str, holder: str, open: Collection[TrialId], ended: Callable[[str], None]
+    ) -> AbstractContextManager[Site]:
         """The site as the experiment's own, cleaned up before (but for what ``open`` trials may go on with) and after.
 
-        ``holder`` says for people who has it.
+        ``holder`` says for people who has it; ``ended`` hears which trials, by name, had left something until the end.
         """
 
 
@@ -73,5 +75,7 @@ class Local:
         return None
 
     @contextmanager
-    def held(self, experiment: str, holder: str, open: Collection[TrialId]) -> Iterator[Local]:
+    def held(
+        self, experiment: str, holder: str, open: Collection[TrialId], ended: Callable[[str], None]
+    ) -> Iterator[Local]:
         yield self

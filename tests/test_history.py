@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from raytune_autotuner.records import Failure, TrialId, TrialRecord, TrialState
 from raytune_autotuner.storage import Storage
 
 BEGUN = "2026-01-01T00:00:00.000+00:00"
+DAY_AFTER = datetime.fromisoformat(BEGUN) + timedelta(days=1)
 TRIAL = TrialId("search", "0123456789ab")
 
 
@@ -66,6 +68,24 @@ def test_what_it_held_while_it_waited_for_a_node_is_for_the_next_worker_to_find_
     again = folder.state(TRIAL.name)
     assert again is not None
     assert (again.phases, again.unattended_s) == ({"schedule": 2.0}, 30.0)
+
+
+def test_what_nobody_went_on_with_is_charged_when_it_is_removed(folder: ExperimentFolder) -> None:
+    """From the last word of who left it, once; a trial that is over has paid for its own end."""
+    begun = state("queue", load=5.0)
+    folder.save_state(replace(begun, unattended_s=1000.0))
+    history.settle(folder, TRIAL.name)
+    first = folder.state(TRIAL.name)
+    assert first is not None
+    assert first.phases["idle"] > 1000 + (datetime.fromisoformat(first.updated_at) - DAY_AFTER).total_seconds()
+    assert (first.unattended_s, first.phases["load"]) == (0.0, 5.0)
+    history.settle(folder, TRIAL.name)
+    again = folder.state(TRIAL.name)
+    assert again is not None
+    assert again.phases["idle"] < first.phases["idle"] + 1000
+    folder.save_state(replace(begun, outcome="completed"))
+    history.settle(folder, TRIAL.name)
+    assert folder.state(TRIAL.name) == replace(begun, outcome="completed")
 
 
 def test_an_experiment_that_ended_by_itself_is_charged_nothing_more(folder: ExperimentFolder) -> None:

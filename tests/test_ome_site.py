@@ -8,13 +8,16 @@ from typing import Any
 import pytest
 import yaml
 
-from raytune_autotuner import ome_site
+from raytune_autotuner import ome_site, recovery
+from raytune_autotuner.anchor import labels
 from raytune_autotuner.backends.ome_runtime import parse_runtime
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import SpecError
+from raytune_autotuner.kube import INFERENCE_SERVICE
 from raytune_autotuner.packing import Need
 from raytune_autotuner.records import TrialId
 from raytune_autotuner.task.spec import Task, parse_task
+from tests.fakes.cluster import FakeCluster
 
 ROOT = Path(__file__).parent.parent
 SGLANG = load_engine("sglang")
@@ -114,3 +117,18 @@ def test_the_way_to_measure_is_the_tasks() -> None:
     described = ome_site.needs(task(benchmark="benchmark_job"), 2)
     assert described.claim == "raytune-autotuner-results"
     assert (described.namespace, described.gpus, ome_site.needs(task(), 1).claim) == ("autotuner", 2, None)
+
+
+def test_it_is_told_who_had_left_something_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there of open trials at the beginning stays for them; whoever did not come for it still pays for it."""
+    cluster, settings = FakeCluster(), ome_site._settings(task(), runtime(), SGLANG)
+    monkeypatch.setattr(recovery, "POLL_S", 0.0)
+    monkeypatch.setattr(ome_site, "connect", lambda task: cluster)
+    goes_on, is_over = TrialId("search", "aaaaaaaaaaaa"), TrialId("search", "bbbbbbbbbbbb")
+    for trial in (goes_on, is_over):
+        meta = {"name": trial.name, "namespace": settings.namespace, "labels": labels("exp", trial)}
+        cluster.create(INFERENCE_SERVICE, {"metadata": meta})
+    told: list[str] = []
+    with ome_site.Ome(task(), settings).held("exp", "me", [goes_on], told.append):
+        assert (cluster.objects(INFERENCE_SERVICE), told) == ([goes_on.name], [])
+    assert (cluster.objects(INFERENCE_SERVICE), told) == ([], [goes_on.name])

@@ -156,10 +156,10 @@ def test_a_name_that_is_no_label_is_removed_as_well(cluster: FakeCluster) -> Non
 
 
 def test_sweeping_keeps_the_anchor_and_the_others(cluster: FakeCluster) -> None:
-    """What an earlier run of this experiment has left goes, and is counted."""
+    """What an earlier run of this experiment has left goes, and it is told whose it was."""
     mine, other = begin(cluster, "mine"), begin(cluster, "other")
-    assert sweep(mine, soon()) == 3
-    assert sweep(mine, soon()) == 0
+    assert sweep(mine, soon()) == {TRIAL.name}
+    assert sweep(mine, soon()) == set()
     assert cluster.objects(CONFIG_MAP) == sorted([mine.name, other.name])
     assert cluster.objects(POD) == ["other-pods"]
 
@@ -172,9 +172,9 @@ def test_sweeping_spares_the_services_of_trials_that_go_on(cluster: FakeCluster)
         owners = [{"kind": "Job", "name": "job", "uid": "of-a-job"}] if name == "job-pod" else []
         metadata = {"name": name, "namespace": NS, "labels": labels("exp", trial), "ownerReferences": owners}
         cluster.create(kind, {"metadata": metadata})
-    assert sweep(anchor, soon(), [trial]) == 5
+    assert sweep(anchor, soon(), [trial]) == {TRIAL.name, trial.name}
     assert cluster.objects(INFERENCE_SERVICE) + cluster.objects(POD) == ["kept", "kept-pod"]
-    assert sweep(anchor, soon()) == 2
+    assert sweep(anchor, soon()) == {trial.name}
 
 
 def test_a_pod_that_its_node_cannot_end_is_removed_by_force(cluster: FakeCluster) -> None:

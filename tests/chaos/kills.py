@@ -98,10 +98,11 @@ class Campaign:
         self.world.start_driver()
         until(lambda: self._over() or self._is_under_way(), START_S)
         self.rival = self.world.run_driver("--resume").wait(END_S)
-        for kill in kills:
-            self.struck.append(self._carry_out(kill))
-            self._tell(len(self.struck), self.struck[-1])
-            self.watch.look()
+        with self.world.held():
+            for kill in kills:
+                self.struck.append(self._carry_out(kill))
+                self._tell(len(self.struck), self.struck[-1])
+                self.watch.look()
         self._finish()
 
     def _carry_out(self, kill: Kill) -> Struck:
@@ -126,8 +127,11 @@ class Campaign:
         return any(state.updated_at > self.world.started_at for state in self._running() if state.phase != QUEUED)
 
     def _over(self) -> bool:
-        """Fails when the experiment comes to its end before all kills."""
+        """Fails when all is done before all kills; a driver that gives up what was killed too often has a successor."""
         code = self.world.driver.poll()
+        if code == 0 and self._running():
+            self._resume()
+            return False
         assert code is None, f"the driver ended with {code} after {len(self.struck)} kills:\n{self.world.driver_log()}"
         return False
 

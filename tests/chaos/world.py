@@ -156,6 +156,14 @@ class World:
     def driver_log(self) -> str:
         return (self.folder / "driver.log").read_text(errors="replace")
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Meanwhile the experiment does not come to its end, however fast the machine is."""
+        file = Path(self.order.journal).with_name(driver.HOLD)
+        file.touch()
+        yield
+        file.unlink()
+
     def end_cluster(self) -> None:
         self._stack.close()
 

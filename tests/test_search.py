@@ -303,17 +303,17 @@ def test_a_stopped_trial_is_told_as_the_last_rung_would_have_shown_it() -> None:
 
 
 def test_the_baseline_is_measured_again_in_the_midst_of_the_search() -> None:
-    """After every second trial here; its value is its own affair, and no source hears of it."""
-    spy = Spy([{"a": n} for n in range(5)])
+    """After every second trial that came to its end; its value is its own affair, and no source hears of it."""
+    spy = Spy([{"a": n} for n in range(7)])
     d = driver(spy, control_every=2)
     asked = []
-    for _ in range(8):
+    for outcome in ("completed", "completed", None, "completed", "completed", "infeasible", *["completed"] * 4):
         name, proposal = d.ask()
         asked.append((proposal.trial.purpose, proposal.trial.repeat))
-        d.end(name, [1.0])
+        d.end(name, [1.0], outcome)
     assert d.finished()
-    assert asked == [("baseline", 0), S, S, ("control", 1), S, S, ("control", 2), S]
-    assert len(spy.told) == 5
+    assert asked == [("baseline", 0), S, S, S, ("control", 1), S, S, S, ("control", 2), S]
+    assert len(spy.told) == 7
 
 
 S = ("search", 0)

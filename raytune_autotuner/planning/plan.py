@@ -132,8 +132,8 @@ def make_plan(task: Task, engine: Engine, experience: Experience | None = None) 
     points = (
         task.optimization.max_iterations if grid_points is None else min(task.optimization.max_iterations, grid_points)
     )
-    again = _again(task, points)
     rungs = ladder(task)
+    again = _again(task, (math.floor(points * _stays(task, len(rungs))[-1]), points))
     gpus = _gpus(task, engine, examples)
     seconds = _durations(task, rungs, experience)
     work_s = _work_s(seconds, points, again)
@@ -166,12 +166,22 @@ def make_plan(task: Task, engine: Engine, experience: Experience | None = None) 
     )
 
 
-def _again(task: Task, points: int) -> tuple[int, int]:
-    """How often baseline and winner are measured again, at least and at most: for drift, and to confirm."""
-    if not points:
+def _again(task: Task, ended: tuple[int, int]) -> tuple[int, int]:
+    """How often baseline and winner are measured again, at least and at most: for drift, and to confirm.
+
+    ``ended`` are the trials that come to their end, likewise.
+    """
+    if not ended[1]:
         return (0, 0)
-    controls = points // task.optimization.baseline_every if task.optimization.baseline_every else 0
-    return (controls + task.optimization.confirm.runs[0], controls + task.optimization.confirm.runs[1])
+    every, runs = task.optimization.baseline_every, task.optimization.confirm.runs
+    least, most = (each // every if every else 0 for each in ended)
+    return (least + runs[0], most + runs[1])
+
+
+def _stays(task: Task, rungs: int) -> list[float]:
+    """The share of the trials that comes to each rung, when ASHA stops what it may."""
+    asha = task.optimization.scheduler
+    return [1.0 if asha == "none" else asha.reduction_factor**-n for n in range(rungs)]
 
 
 def _examples(task: Task, space: Space) -> tuple[Sequence[Parameters], int | None]:
@@ -204,9 +214,8 @@ def _durations(task: Task, rungs: Sequence[Rung], experience: Experience | None)
     def trial(side: int, chosen: Sequence[Span]) -> float:
         return min(timeout_s, deploy[side] + sum(span[side] for span in chosen))
 
-    asha = task.optimization.scheduler
-    stays = [1.0 if asha == "none" else asha.reduction_factor**-n for n in range(len(rungs))]
-    stopped_early = deploy[0] + sum(span[0] * share for span, share in zip(spans, stays, strict=True))
+    stays = zip(spans, _stays(task, len(rungs)), strict=True)
+    stopped_early = deploy[0] + sum(span[0] * share for span, share in stays)
     search = (stopped_early, trial(1, spans))
     if experience and experience.search_s is not None:
         search = (experience.search_s, experience.search_s)

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from ray.tune.search import Searcher
 
 from raytune_autotuner.proposal import LOSS, Ending, Proposal, report, reports
-from raytune_autotuner.records import Failure, Parameters, Purpose, TrialId, TrialRecord, config_hash
+from raytune_autotuner.records import Failure, Outcome, Parameters, Purpose, TrialId, TrialRecord, config_hash
 from raytune_autotuner.search.knowledge import Knowledge
 from raytune_autotuner.search.source import WORST, Judge, Lessons, Source
 from raytune_autotuner.verdict import Ask
@@ -36,7 +36,7 @@ class Limits:
     max_trials: int
     """Of the search; the baseline's runs and the confirming ones come on top."""
     control_every: int | None = None
-    """After so many trials of the search the baseline is measured again."""
+    """The baseline is measured again after so many trials of the search that came to their end: those are ranked."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ class Proposer(Searcher):
         taken_over = {r.trial for r in past.ended if r.reused_from}  # no trial of this search
         own = (trial for _, trial in trials if trial not in taken_over)
         self._searched = len({trial.config for trial in own if trial.purpose == "search"})
+        self._completed = sum(_is_measured(r.trial, r.outcome) and not r.reused_from for r in past.ended)
         self._controls = len({trial for _, trial in trials if trial.purpose == "control"})
         self._repeats = {trial.config: 0 for _, trial in trials}
         for _, trial in trials:
@@ -324,6 +325,7 @@ class Proposer(Searcher):
     def _tell(self, proposal: Proposal, otherwise: Any) -> None:
         known = self._knowledge[proposal.trial.config]
         known.outcome = known.outcome or (otherwise if known.losses else "failed")
+        self._completed += _is_measured(proposal.trial, known.outcome)
         for key in self._waiting.pop(proposal.trial.config, []):
             self._source.tell(key, self._knowledge.told(known))
 
@@ -355,7 +357,7 @@ class Proposer(Searcher):
 
     def _wants_control(self) -> bool:
         every, baseline = self._limits.control_every, self._knowledge[config_hash({})]
-        return every is not None and baseline.outcome == "completed" and self._searched // every > self._controls
+        return every is not None and baseline.outcome == "completed" and self._completed // every > self._controls
 
     def _asked(self) -> Sequence[Wanted]:
         if self._course is not None:
@@ -376,3 +378,8 @@ class Proposer(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """See ``save``."""
+
+
+def _is_measured(trial: TrialId, outcome: Outcome | None) -> bool:
+    """Whether a trial of the search was measured to its end."""
+    return trial.purpose == "search" and outcome == "completed"

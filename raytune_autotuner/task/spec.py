@@ -147,7 +147,10 @@ class Optimization(Model):
     seed: int = Field(0, ge=0, lt=2**32, description="the same seed proposes the same configurations")
     max_concurrent_trials: int | None = Field(None, ge=1, description="default: as many as the resources allow")
     baseline_every: int | None = Field(
-        10, ge=1, description="the baseline is measured again after so many trials, to see what drifts; null: never"
+        10,
+        ge=1,
+        description="the baseline is measured again after so many trials that came to their end, to see what drifts; "
+        "null: never",
     )
     stop_after_identical_failures: int | None = Field(
         5,

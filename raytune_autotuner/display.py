@@ -34,6 +34,8 @@ from raytune_autotuner.verdict import Verdict
 
 POLL_S, REMOTE_POLL_S = 0.5, 5.0
 """How often the folder is looked at; on an object store every file is a request."""
+REST = 200
+"""A look at many trials takes one part in so many of a CPU at most: they share the machine with Tune."""
 JOIN_S = 10.0
 LOG_LINES = 12
 SHOWN_PARAMETERS = 5
@@ -68,12 +70,15 @@ class _Course:
 
     def __init__(self, folder: ExperimentFolder) -> None:
         self._kept = Kept(folder, folder.state, _is_over)
-        self.pause_s = POLL_S if folder.root.is_local else REMOTE_POLL_S
+        self.pause_s = self._least_s = POLL_S if folder.root.is_local else REMOTE_POLL_S
 
     def states(self) -> list[TrialState]:
         """In the order of proposal."""
+        begun_s = time.thread_time()
         self._kept.look()
-        return sorted((state for state in self._kept.trials.values() if state), key=lambda state: state.number)
+        found = sorted((state for state in self._kept.trials.values() if state), key=lambda state: state.number)
+        self.pause_s = max(self._least_s, REST * (time.thread_time() - begun_s))
+        return found
 
 
 def _is_over(state: TrialState | None) -> bool:

@@ -116,6 +116,7 @@ class Telemetry(tune.Callback):
         """Trials that Tune has ended and whose record their worker has not written yet."""
         self._rungs: dict[str, int] = {}
         self._looked = self._written = float("-inf")
+        self._summary = Summary(planned)
         self._line = ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,7 +132,8 @@ class Telemetry(tune.Callback):
         self._sink = self._open_sink() if self._open_sink else None
         for record in self._folder.records():  # of an experiment that goes on
             self._keep(record)
-        self._tell(summarise(self._records.values(), self._planned))
+        self._summary = summarise(self._records.values(), self._planned)
+        self._tell(self._summary)
 
     @harmless
     def on_trial_result(
@@ -168,14 +170,15 @@ class Telemetry(tune.Callback):
             self._metrics = {name: metric.make(name) for name, metric in METRICS.items()}
 
     def _look(self, trials: list[Any]) -> None:
-        for trial in sorted(self._unwritten, key=lambda each: each.name):
-            record = self._record(trial)
-            if record is not None:
-                self._ended(record)
+        written = [self._record(trial) for trial in sorted(self._unwritten, key=lambda each: each.name)]
+        for record in filter(None, written):
+            self._ended(record)
+        if any(written):
+            self._summary = summarise(self._records.values(), self._planned)
         waiting = [Proposal.from_config(t.config).parameters for t in trials if t.status == "PENDING"]
         running = sum(t.status == "RUNNING" for t in trials)
         wanted = sum(self._gpus(parameters) for parameters in waiting)
-        self._tell(summarise(self._records.values(), self._planned, running, len(waiting), wanted))
+        self._tell(replace(self._summary, running=running, waiting=len(waiting), waiting_gpus=wanted))
 
     def _keep(self, record: TrialRecord) -> None:
         if self._sink:

@@ -379,13 +379,12 @@ def test_a_trial_that_waits_is_void_once_the_experiment_is_to_end() -> None:
 class Controller:
     """As much of Tune's as a scheduler is shown."""
 
-    trials: list[Any]
+    trials: set[Trial]
+    """Those that have not ended; what is asked of the others would cost more the longer an experiment takes."""
     stopped: list[str] = field(default_factory=list)
 
-    def get_live_trials(self) -> list[Any]:
+    def get_live_trials(self) -> set[Trial]:
         return self.trials
-
-    get_trials = get_live_trials
 
     def stop_trial(self, trial: Any) -> None:
         trial.status = Trial.TERMINATED
@@ -395,15 +394,31 @@ class Controller:
 @pytest.mark.parametrize("scheduler", ["none", Asha()])
 def test_trials_that_wait_in_vain_are_taken_back(scheduler: Any) -> None:
     """Those that run are left alone: they end by themselves when their node goes."""
-    trials = [SimpleNamespace(trial_id=name, status=status) for name, status in WAITING_AND_RUNNING]
-    controller = Controller(trials)
+    controller = Controller({tunes("lost"), tunes("fine", Trial.RUNNING), tunes("running", Trial.RUNNING)})
     made = make_scheduler(Optimization(scheduler=scheduler), 3, void=lambda name: name in ("lost", "running"))
-    made.choose_trial_to_run(controller)  # type: ignore[arg-type]
-    made.choose_trial_to_run(controller)  # type: ignore[arg-type]
+    assert [made.choose_trial_to_run(controller) for _ in range(2)] == [None, None]  # type: ignore[arg-type]
     assert controller.stopped == ["lost"]
 
 
-WAITING_AND_RUNNING = [("lost", Trial.PENDING), ("fine", Trial.RUNNING), ("running", Trial.RUNNING)]
+@pytest.mark.parametrize("scheduler", ["none", Asha()])
+def test_trials_begin_in_the_order_in_which_they_were_proposed(scheduler: Any) -> None:
+    """Of those that wait, whatever order Tune keeps them in."""
+    waiting = [tunes(str(number), number=number) for number in range(20)]
+    controller = Controller({tunes("running", Trial.RUNNING, number=-1), *waiting})
+    made = make_scheduler(Optimization(scheduler=scheduler), 3)
+    chosen = []
+    while (trial := made.choose_trial_to_run(controller)) is not None:  # type: ignore[arg-type]
+        trial.status = Trial.RUNNING
+        chosen.append(trial)
+    assert chosen == waiting
+
+
+def tunes(name: str, status: str = Trial.PENDING, number: int = 0) -> Trial:
+    """As Tune knows a trial of ours."""
+    config = Proposal(TrialId("search", config_hash({})), number, {}, 0.0).to_config()
+    trial = Trial("nobody", trial_id=name, config=config, stub=True)
+    trial.status = status
+    return trial
 
 
 def test_the_search_ends_when_it_is_enough() -> None:

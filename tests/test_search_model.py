@@ -278,6 +278,21 @@ def test_only_what_may_win_goes_on() -> None:
     assert all(speed(c) <= 0.92 * min(map(speed, heard)) for c in going)
 
 
+@pytest.mark.parametrize(("gain", "goes_on"), [(0.0, False), (0.005, False), (0.02, True), (0.1, True)])
+def test_who_would_gain_next_to_nothing_does_not_go_on(gain: float, goes_on: bool) -> None:
+    """The last rung costs several times what the first one did; whoever leads at the first one is seen to the end."""
+    chosen = source()
+    for n, speed in enumerate([1000.0, 1020.0, 1040.0] * 3):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        if n == 8:
+            chosen.hear(parameters, report(-speed * (1 + gain), 1))
+        else:
+            chosen.hear(parameters, report(-speed, 1))
+            chosen.hear(parameters, report(-1.1 * speed, 2))
+    assert chosen.goes_on(parameters) is goes_on
+
+
 def test_a_broken_slo_does_not_go_on_beside_kept_ones() -> None:
     """However fast it is."""
     chosen = source()

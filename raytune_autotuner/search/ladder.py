@@ -21,7 +21,11 @@ LOOK_S = 1.0
 
 
 class Evicting(TrialScheduler):
-    """Takes trials back that wait for a place that is gone: Ray would wait for it for ever, without a word."""
+    """Begins trials in the order in which they were proposed, and takes back those that wait for a place that is gone.
+
+    Ray would wait for such a place for ever, without a word. Its own order looks at every trial there ever was, ten
+    times a second.
+    """
 
     def __init__(self, void: Void, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
@@ -29,13 +33,14 @@ class Evicting(TrialScheduler):
         self._looked = float("-inf")
 
     def choose_trial_to_run(self, tune_controller: Any) -> Trial | None:
+        waiting: list[Trial] = [each for each in tune_controller.get_live_trials() if each.status == Trial.PENDING]
         if time.monotonic() - self._looked >= LOOK_S:
             self._looked = time.monotonic()
-            waiting = [trial for trial in tune_controller.get_live_trials() if trial.status == Trial.PENDING]
             for trial in waiting:
                 if self._void(trial.trial_id):
                     tune_controller.stop_trial(trial)
-        return super().choose_trial_to_run(tune_controller)
+        still = (trial for trial in waiting if trial.status == Trial.PENDING)
+        return min(still, key=lambda trial: trial.config[META]["number"], default=None)
 
 
 class Straight(Evicting, FIFOScheduler):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import reports
 from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.search.model.beliefs import CAUTION, WHOLE, Beliefs, Trying, most_telling
+from raytune_autotuner.search.model.beliefs import CAUTION, WHOLE, XI, Beliefs, Trying, logarithm, most_telling
 from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
 from raytune_autotuner.search.model.process import Array
 from raytune_autotuner.search.source import NOTHING, WORST, Lessons, within
@@ -152,14 +152,17 @@ class Adaptive:
             return True
         left = min(one.losses)
         peers = [each for each in (*self._tried.values(), self._baseline) if left in each.losses]
-        (excess, loss), best = one.at(left), min(each.at(left) for each in peers if each is one or each.may_be_best)
+        rivals = [each for each in peers if each is not one and each.may_be_best]
+        (excess, loss), best = one.at(left), min(each.at(left) for each in (one, *rivals))
         if excess > best[0] + SLO_BEHIND or loss - best[1] > LOSS_BEHIND * abs(best[1]):
             return False
         if len(peers) < PEERS:
             return one.at(left) == best and left in self._baseline.losses
         tried = most_telling(list(self._tried.values()))
         finals = [each for each in tried if WHOLE in each.losses]
-        return self._beliefs.may_win(one, finals, [each for each in tried if each.losses], self._bar())
+        heard = [each for each in tried if each.losses]
+        leads = all(logarithm(loss) < logarithm(each.losses[left]) - XI for each in rivals)
+        return self._beliefs.may_win(one, finals, heard, self._bar(), leads=leads)
 
     def _bar(self) -> float | None:
         kept = self._baseline.slo.get(WHOLE, 2.0) <= 1

@@ -30,8 +30,8 @@ XI = 0.01
 """An improvement counts when it is more than this, as a logarithm."""
 CAUTION = 2.0
 """A failure costs more than its GPU-hours: it teaches nothing of the loss."""
-WORTHWHILE = 0.002
-"""Going on is worth it when no less is expected to be gained, as a logarithm."""
+WORTHWHILE, LEADING = 0.015, 0.002
+"""Going on is worth it when no less is expected to be gained, as a logarithm; the second is for the best so far."""
 
 
 @dataclass
@@ -131,7 +131,9 @@ class Beliefs:
         """
         return np.stack([*self._log_gain(rows, tried, bar, learn), self.log_works(rows, tried)])
 
-    def may_win(self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None) -> bool:
+    def may_win(
+        self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None, *, leads: bool
+    ) -> bool:
         """Whether the last rung may well show ``one`` to keep the SLO and to be better than those that were there."""
         readings, rows = _Readings.of(tried), np.array([each.row for each in (one, *finals)])
         self._loss.fit(readings.x, readings.y, readings.noise, learn=False)
@@ -141,7 +143,7 @@ class Beliefs:
         if not marks:
             return True
         gain = log_improvement(min(marks) - XI, mean[:1], deviation[:1])
-        return float((gain + self._log_keeps_slo(rows[:1], readings, learn=False))[0]) > math.log(WORTHWHILE)
+        return float((gain + self._log_keeps_slo(rows[:1], readings, learn=False))[0]) > math.log(LEADING if leads else WORTHWHILE)
 
     def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> tuple[Array, Array]:
         readings = _Readings.of(tried) if any(each.losses for each in tried) else None

@@ -34,6 +34,8 @@ KEPT = 0.7
 """Taken for an SLO that was kept when it is not known by how much."""
 SLO_BEHIND, LOSS_BEHIND = 0.03, 0.08
 """Whoever is behind the best at the same rung by more than this does not go on."""
+WORTHWHILE, LEADING = 0.015, 0.002
+"""Going on is worth it when no less is expected to be gained, as a logarithm; the second is for the best so far."""
 NOTHING_MORE = math.log(0.002)
 """When nobody is worth more (gain × odds), the model sees nothing left to gain."""
 LIKELY, UNLIKELY = math.log(0.2), math.log(0.1)
@@ -162,7 +164,7 @@ class Adaptive:
         finals = [each for each in tried if WHOLE in each.losses]
         heard = [each for each in tried if each.losses]
         leads = all(logarithm(loss) < logarithm(each.losses[left]) - XI for each in rivals)
-        return self._beliefs.may_win(one, finals, heard, self._bar(), leads=leads)
+        return self._beliefs.may_win(one, finals, heard, self._bar(), gain=LEADING if leads else WORTHWHILE)
 
     def _bar(self) -> float | None:
         kept = self._baseline.slo.get(WHOLE, 2.0) <= 1

@@ -30,8 +30,6 @@ XI = 0.01
 """An improvement counts when it is more than this, as a logarithm."""
 CAUTION = 2.0
 """A failure costs more than its GPU-hours: it teaches nothing of the loss."""
-WORTHWHILE, LEADING = 0.015, 0.002
-"""Going on is worth it when no less is expected to be gained, as a logarithm; the second is for the best so far."""
 
 
 @dataclass
@@ -132,9 +130,12 @@ class Beliefs:
         return np.stack([*self._log_gain(rows, tried, bar, learn), self.log_works(rows, tried)])
 
     def may_win(
-        self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None, *, leads: bool
+        self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None, *, gain: float
     ) -> bool:
-        """Whether the last rung may well show ``one`` to keep the SLO and to be better than those that were there."""
+        """Whether the last rung may well show ``one`` to keep the SLO and to be better than those that were there.
+
+        ``gain`` is how much better, as a logarithm, it has to be expected to be.
+        """
         readings, rows = _Readings.of(tried), np.array([each.row for each in (one, *finals)])
         self._loss.fit(readings.x, readings.y, readings.noise, learn=False)
         mean, deviation = self._loss.predict(_at_the_end(rows))
@@ -142,8 +143,8 @@ class Beliefs:
         marks += [] if bar is None else [logarithm(bar)]
         if not marks:
             return True
-        gain = log_improvement(min(marks) - XI, mean[:1], deviation[:1])
-        return float((gain + self._log_keeps_slo(rows[:1], readings, learn=False))[0]) > math.log(LEADING if leads else WORTHWHILE)
+        promised = log_improvement(min(marks) - XI, mean[:1], deviation[:1])
+        return float((promised + self._log_keeps_slo(rows[:1], readings, learn=False))[0]) > math.log(gain)
 
     def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> tuple[Array, Array]:
         readings = _Readings.of(tried) if any(each.losses for each in tried) else None

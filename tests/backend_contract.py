@@ -24,6 +24,10 @@ class Phases(list[str]):
         self.append(phase)
 
 
+class CalledOff(Exception):
+    """The trial is to end while its engine starts."""
+
+
 def start(backend: Backend, deployment: Deployment, seconds: float = PATIENCE_S) -> Endpoint:
     return backend.start(deployment, Deadline.after(seconds), Phases())
 
@@ -68,6 +72,18 @@ class BackendContract:
         phases = Phases()
         backend.start(self.deployment(tmp_path), Deadline.after(PATIENCE_S), phases)
         assert "load" in phases
+
+    def test_a_start_can_be_called_off(self, backend: Backend, tmp_path: Path) -> None:
+        """However long it waits without any news."""
+        waiting: list[str] = []
+
+        def progress(phase: str, detail: str) -> None:
+            waiting.append(detail)
+            if waiting[-3:] == [detail] * 3:
+                raise CalledOff
+
+        with pytest.raises(CalledOff):
+            backend.start(self.deployment(tmp_path, "never_ready"), Deadline.after(PATIENCE_S), progress)
 
     @pytest.mark.parametrize("fault", ["out_of_memory", "bad_flag", "unsupported", "crash"])
     def test_engine_that_ends_is_infeasible(self, backend: Backend, tmp_path: Path, fault: FailureClass) -> None:

@@ -12,7 +12,8 @@ from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.records import Endpoint, Parameters, TrialId
 
 Progress = Callable[[str, str], None]
-"""Called as ``progress(phase, detail)`` when a start enters a new phase (deploy, load …)."""
+"""Called as ``progress(phase, detail)`` (deploy, load …) about once a second while a start waits, news or not; what it
+raises ends the start."""
 
 
 @dataclass(frozen=True)

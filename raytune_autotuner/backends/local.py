@@ -76,8 +76,7 @@ class LocalBackend:
             env=environment(os.environ, deployment.env),
             owner=f"{deployment.experiment}/{deployment.trial.name}",
         )
-        progress("load", f"process {self._process.pid}, waiting for {url}{deployment.engine.health}")
-        self._await_health(self._process, url + deployment.engine.health, deadline)
+        self._await_health(self._process, url + deployment.engine.health, deadline, progress)
         metrics = deployment.engine.metrics
         return Endpoint(
             url=url,
@@ -87,8 +86,10 @@ class LocalBackend:
             metrics_url=url + metrics.path if metrics else None,
         )
 
-    def _await_health(self, process: OwnedProcess, url: str, deadline: Deadline) -> None:
+    def _await_health(self, process: OwnedProcess, url: str, deadline: Deadline, progress: Progress) -> None:
+        progress("load", waiting := f"process {process.pid}, waiting for {url}")
         while (code := process.wait(min(HEALTH_INTERVAL_S, deadline.remaining()))) is None:
+            progress("load", waiting)
             if deadline.expired:
                 reason = f"the engine did not get ready within {deadline.seconds:.0f} s"
                 raise TrialInfeasible("not_ready", reason, self._tail()[-KEPT_CHARACTERS:])

@@ -102,7 +102,7 @@ class OmeBackend:
                 self._cluster.create(INFERENCE_SERVICE, service)
             self._await_ready(self._observer, deadline, progress)
             self._way = self._open_way(deadline)
-            self._await_health(deployment.engine.health, deadline.sooner(self._settings.load_s))
+            self._await_health(deployment.engine.health, deadline.sooner(self._settings.load_s), progress)
         self._pods = frozenset(_uids(self._observer.view.live_pods))
         metrics, url = deployment.engine.metrics, self._way.url
         info = read_info(url, deployment.engine)
@@ -184,7 +184,7 @@ class OmeBackend:
 
     def _await_ready(self, observer: Observer, deadline: Deadline, progress: Progress) -> None:
         """Follow the service until it says that it is ready; every stage has a deadline of its own."""
-        stage, limit, told, argv_checked, seen = "", deadline, ("", ""), False, False
+        stage, limit, argv_checked, seen = "", deadline, False, False
         while True:
             view = observer.view
             seen = seen or view.service is not None
@@ -197,9 +197,7 @@ class OmeBackend:
                 return
             if now.stage != stage:
                 stage, limit = now.stage, deadline.sooner(self._patience_s(now.stage))
-            if (now.stage, now.detail) != told:
-                told = now.stage, now.detail
-                progress(PHASES[now.stage], now.detail)
+            progress(PHASES[now.stage], now.detail)
             if limit.expired:
                 raise self._late(now.stage, now.detail, limit, view)
             self._look(observer, limit.sooner(TICK_S))
@@ -320,9 +318,10 @@ class OmeBackend:
                     raise
             self._look(self._following, limit.sooner(HEALTH_INTERVAL_S))
 
-    def _await_health(self, path: str, deadline: Deadline) -> None:
+    def _await_health(self, path: str, deadline: Deadline, progress: Progress) -> None:
         while not deadline.expired:
             assert self._way is not None
+            progress("load", f"waiting for {path}")
             answer = loopback.get(self._way.url + path, min(REQUEST_TIMEOUT_S, deadline.remaining() or TICK_S))
             if answer is not None and answer.status_code == 200:
                 return

@@ -31,7 +31,7 @@ from raytune_autotuner.planning.space import Space
 from raytune_autotuner.processes import owning_descendants, sweep
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
-from raytune_autotuner.ray_nodes import RayNodes
+from raytune_autotuner.ray_nodes import RayNodes, unplaced
 from raytune_autotuner.ray_runtime import connected
 from raytune_autotuner.records import Failure, TrialRecord, TrialState, config_hash
 from raytune_autotuner.reservation import OME_GPU, RAY_GPU, Places, declared
@@ -144,7 +144,9 @@ def _queue(setup: Setup, nodes: Sequence[GpuNode] | None) -> PlacedQueue:
     places = Places.of(ray_nodes.read(wait=True), resource)
     for warning in places.check(nodes) if nodes is not None else ():
         logger.warning(warning)
-    queue = PlacedQueue(lambda: Places.of(ray_nodes.read(), resource), setup.need, setup.folder.save_waiting)
+    queue = PlacedQueue(
+        lambda: Places.of(ray_nodes.read(), resource), setup.need, setup.folder.save_waiting, unplaced=unplaced
+    )
     if (reason := queue.never({})) is not None:
         raise EnvironmentFault(f"the baseline cannot run here: {reason}")
     return queue

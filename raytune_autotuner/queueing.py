@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.line import Line
 from raytune_autotuner.packing import Need, Placement, Pool
 from raytune_autotuner.proposal import Proposal
+from raytune_autotuner.ray_nodes import Unplaced
 from raytune_autotuner.records import Parameters
 from raytune_autotuner.reservation import Places, Reservation
 
@@ -22,6 +23,8 @@ LOOK_S = 1.0
 """So often the pool is told what others hold and which nodes there are."""
 HOPE_S = 600.0
 """So long a node that is needed may be away."""
+PLACING_S = 30.0
+"""Ray places a reservation at once, unless another job was faster: then it goes back into the line."""
 
 
 class PlacedQueue:
@@ -29,6 +32,7 @@ class PlacedQueue:
 
     ``look`` gives the nodes as they are now.
     ``tell`` is given every trial that waits with the reason, in words, whenever that changes.
+    ``unplaced`` gives what Ray has been asked for and has not placed.
     """
 
     def __init__(
@@ -37,8 +41,10 @@ class PlacedQueue:
         need: Callable[[Parameters], Need],
         tell: Callable[[dict[str, str]], None] = lambda waiting: None,
         clock: Callable[[], float] = time.monotonic,
+        unplaced: Callable[[], Sequence[Unplaced]] = lambda: (),
     ) -> None:
         self._look_at_nodes = look
+        self._look_at_unplaced = unplaced
         self._places = look()
         self._need = need
         self._tell = tell
@@ -49,6 +55,9 @@ class PlacedQueue:
         self._reclaimed: deque[tuple[Proposal, Placement]] = deque()
         """Trials of before that go on where their service still is."""
         self._held: dict[str, Placement] = {}
+        self._started_at: dict[str, float] = {}
+        self._unplaced: Sequence[Unplaced] = ()
+        self._looked_at_unplaced = float("-inf")
         self._unfinished: dict[str, Proposal] = {}
         """Those that wait and those that run."""
         self._avoided: dict[str, frozenset[str]] = {}
@@ -94,21 +103,32 @@ class PlacedQueue:
             return None
         proposal, placement = found
         self._held[proposal.trial.name] = placement
+        self._started_at[proposal.trial.name] = self._clock()
         return replace(proposal, place=self._places.reservation(placement).to_dict())
 
     def release(self, proposal: Proposal, *, elsewhere: bool = False) -> None:
         name = proposal.trial.name
         placement = self._held.pop(name)
+        del self._started_at[name]
         self._unfinished.pop(name, None)
         self._pool.release(placement)
         if elsewhere:
             self._avoided[name] = self._avoided.get(name, frozenset()) | set(placement.nodes)
 
     def is_lost(self, proposal: Proposal) -> bool:
-        """Whether a node of its reservation is gone from Ray."""
+        """Whether a node of its reservation is gone from Ray, or another job has taken what was free there."""
         self._look()
         alive = {place.ray_node.id for place in self._places.by_name.values()}
-        return not Reservation.from_dict(proposal.place).ray_nodes <= alive
+        reservation = Reservation.from_dict(proposal.place)
+        return not reservation.ray_nodes <= alive or self._is_unplaced(proposal.trial.name, reservation)
+
+    def _is_unplaced(self, name: str, reservation: Reservation) -> bool:
+        now = self._clock()
+        if now - self._started_at[name] < PLACING_S:
+            return False
+        if now - self._looked_at_unplaced >= PLACING_S:
+            self._unplaced, self._looked_at_unplaced = self._look_at_unplaced(), now
+        return any(each.bundles == reservation.bundles for each in self._unplaced)
 
     def unfinished(self) -> tuple[Proposal, ...]:
         """What waits and what runs. May be asked from any thread."""

@@ -40,6 +40,20 @@ class RayNode:
     kubernetes: str | None = None
 
 
+@dataclass(frozen=True)
+class Unplaced:
+    """A reservation that waits for Ray, and why."""
+
+    bundles: tuple[Mapping[str, float], ...]
+    why: str
+
+    def __str__(self) -> str:
+        bundles = (
+            " and ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items())) for bundle in self.bundles
+        )
+        return f"Ray has not placed {', '.join(bundles)} yet: {self.why}"
+
+
 @dataclass
 class _Question:
     answer: ray.ObjectRef[str | None]
@@ -95,24 +109,20 @@ class RayNodes:
                 del self._asked[node]
 
 
-def pending() -> list[str]:
-    """What Ray has not placed yet, of all jobs, in words.
+def unplaced() -> list[Unplaced]:
+    """The reservations of all jobs that Ray has not placed yet.
 
     Raises:
         EnvironmentFault: Ray does not answer.
     """
     with _answering():
         groups = ray.util.placement_group_table().values()
-    return [_described(group) for group in groups if group["state"] in ("PENDING", "RESCHEDULING")]
+    return [_unplaced(group) for group in groups if group["state"] in ("PENDING", "RESCHEDULING")]
 
 
-def _described(group: Mapping[str, Any]) -> str:
-    bundles = (
-        " and ".join(f"{amount:g} {name}" for name, amount in sorted(bundle.items()))
-        for bundle in group["bundles"].values()
-    )
-    why = WAITING.get(group["stats"]["scheduling_state"], group["stats"]["scheduling_state"].lower())
-    return f"Ray has not placed {', '.join(bundles)} yet: {why}"
+def _unplaced(group: Mapping[str, Any]) -> Unplaced:
+    state = group["stats"]["scheduling_state"]
+    return Unplaced(tuple(map(dict, group["bundles"].values())), WAITING.get(state, state.lower()))
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -10,8 +10,8 @@ import pytest
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.packing import Need
 from raytune_autotuner.proposal import Proposal
-from raytune_autotuner.queueing import HOPE_S, PlacedQueue
-from raytune_autotuner.ray_nodes import RayNode
+from raytune_autotuner.queueing import HOPE_S, PLACING_S, PlacedQueue
+from raytune_autotuner.ray_nodes import RayNode, Unplaced
 from raytune_autotuner.records import Parameters, TrialId, config_hash
 from raytune_autotuner.reservation import Places, Reservation
 
@@ -24,6 +24,7 @@ class Cluster:
     taken: dict[str, int] = field(default_factory=dict)
     now_s: float = 0.0
     waiting: dict[str, str] = field(default_factory=dict)
+    unplaced: list[Unplaced] = field(default_factory=list)
 
     def look(self) -> Places:
         nodes = []
@@ -34,7 +35,7 @@ class Cluster:
         return Places.of(nodes)
 
     def queue(self) -> PlacedQueue:
-        return PlacedQueue(self.look, need, self.tell, lambda: self.now_s)
+        return PlacedQueue(self.look, need, self.tell, lambda: self.now_s, lambda: list(self.unplaced))
 
     def tell(self, waiting: Any) -> None:
         self.waiting = dict(waiting)
@@ -213,4 +214,33 @@ def test_a_reservation_that_is_bound_to_no_node_is_never_lost() -> None:
     started = queue.start()
     assert started is not None
     assert not place(started).ray_nodes
+    assert not queue.is_lost(started)
+
+
+def test_a_reservation_that_another_job_was_faster_for_is_lost() -> None:
+    """Ray would wait for it without a word; back in the line, it says for what, and may go elsewhere."""
+    cluster = Cluster()
+    queue = cluster.queue()
+    queue.add(proposal(8))
+    started = queue.start()
+    assert started is not None
+    cluster.taken = {str(place(started).node): 8}
+    cluster.unplaced = [Unplaced(({"CPU": 0.5, "ome_gpu": 8.0},), "no node has that free now")]
+    assert not queue.is_lost(started), "its worker may just be starting"
+    cluster.later(queue, PLACING_S)
+    assert queue.is_lost(started)
+    queue.release(started)
+    cluster.later(queue)
+    queue.add(proposal(8))
+    assert place(queue.start()).node != place(started).node
+
+
+def test_a_reservation_that_ray_has_placed_is_not_lost() -> None:
+    """However long its worker takes to start, and whatever others wait for."""
+    cluster = Cluster(unplaced=[Unplaced(({"CPU": 1.0, "ome_gpu": 8.0},), "no node has that free now")])
+    queue = cluster.queue()
+    queue.add(proposal(8))
+    started = queue.start()
+    assert started is not None
+    cluster.later(queue, 100 * PLACING_S)
     assert not queue.is_lost(started)

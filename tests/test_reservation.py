@@ -13,7 +13,7 @@ from ray._private import state
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.line import Line
 from raytune_autotuner.packing import GpuNode, Need, Placement
-from raytune_autotuner.ray_nodes import NODE_LABEL, NODE_VARIABLE, RayNode, RayNodes, pending
+from raytune_autotuner.ray_nodes import NODE_LABEL, NODE_VARIABLE, RayNode, RayNodes, unplaced
 from raytune_autotuner.reservation import OME_GPU, RAY_GPU, Places, Reservation, declared
 from tests.ray_cluster import Node, RayCluster, ray_cluster
 from tests.waiting import until
@@ -248,10 +248,14 @@ def test_the_pool_sees_what_another_job_holds_and_says_what_waits(places: Places
     until(lambda: Places.of(nodes.read()).pool().free["gpu-2"] == 2)
     assert Places.of(nodes.read()).pool().free["gpu-1"] == 8
     waits = places.reservation(Placement((("gpu-2", 4),), 0.5)).request().to_placement_group()
-    until(lambda: pending() == ["Ray has not placed 0.5 CPU and 4 ome_gpu yet: no node has that free now"])
+    until(
+        lambda: (
+            list(map(str, unplaced())) == ["Ray has not placed 0.5 CPU and 4 ome_gpu yet: no node has that free now"]
+        )
+    )
     ray.util.remove_placement_group(waits)
     ray.util.remove_placement_group(held)
-    until(lambda: not pending() and Places.of(nodes.read()).pool().free["gpu-2"] == 8)
+    until(lambda: not unplaced() and Places.of(nodes.read()).pool().free["gpu-2"] == 8)
 
 
 def test_a_lost_node_is_out_and_what_was_to_go_there_can_never_go(cluster: RayCluster, places: Places) -> None:
@@ -266,7 +270,11 @@ def test_a_lost_node_is_out_and_what_was_to_go_there_can_never_go(cluster: RayCl
 
     until(lambda: nodes() == {"gpu-1"}, 60)
     group = lost.request().to_placement_group()
-    until(lambda: pending() == ["Ray has not placed 0.5 CPU and 4 ome_gpu yet: no node could ever hold it"])
+    until(
+        lambda: (
+            list(map(str, unplaced())) == ["Ray has not placed 0.5 CPU and 4 ome_gpu yet: no node could ever hold it"]
+        )
+    )
     ray.util.remove_placement_group(group)
 
 

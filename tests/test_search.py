@@ -209,6 +209,24 @@ def test_nothing_is_proposed_before_it_can_start() -> None:
     assert len(spy.asked) == 1
 
 
+def test_a_search_whose_gpus_others_hold_waits_for_them() -> None:
+    """At its start and between two trials, with one proposal in the line that says for what; it is not over."""
+    spy, queue, gate = Spy([{"a": 1}]), OnePlace(), Fence()
+    d = Driver(Proposer(spy, fallback=None, limits=Limits(9), gate=gate, queue=queue), gate)
+    queue.busy = True
+    assert [d.proposer.suggest("early"), d.proposer.suggest("early")] == [None, None]
+    assert [proposal.trial.purpose for proposal in queue.waiting] == ["baseline"]
+    queue.busy = False
+    d.end(d.ask()[0], [1.0, 1.0])
+    queue.busy = True
+    assert [d.proposer.suggest("late"), d.proposer.suggest("late")] == [None, None]
+    assert [proposal.parameters for proposal in queue.waiting] == [{"a": 1}]
+    queue.busy = False
+    d.end(d.ask()[0], [1.0, 1.0])
+    queue.busy = True
+    assert d.finished()
+
+
 def test_the_baseline_comes_first_and_the_search_after_it() -> None:
     """With numbers in order of proposal."""
     d = driver(Spy([{"a": 1}, {"a": 2}]))

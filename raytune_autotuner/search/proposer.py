@@ -206,14 +206,25 @@ class Proposer(Searcher):
         if self._gate.stop_requested():
             return Searcher.FINISHED
         started = self._queue.start()
-        while started is None and self._queue.wants_more() and (proposal := self._next()) is not None:
-            self._queue.add(proposal)  # no earlier than it can be used: what is proposed later knows more
+        while started is None and self._may_wait() and (proposal := self._next()) is not None:
+            self._queue.add(proposal)
             started = self._queue.start()
         if started is None:
-            return None if self._running or len(self._queue) else Searcher.FINISHED
+            return None if self._is_busy() else Searcher.FINISHED
         self._running[trial_id] = started
         self._begun[started.trial.name] += 1
         return started.to_config()
+
+    def _is_busy(self) -> bool:
+        return bool(self._running or len(self._queue))
+
+    def _may_wait(self) -> bool:
+        """Whether another proposal is made: no earlier than it can be used, since what is proposed later knows more.
+
+        When nothing runs and nothing waits, one is made all the same: it waits for the GPUs that others hold, with its
+        reason told, and when there is none to make the search is over.
+        """
+        return self._queue.wants_more() or not self._is_busy()
 
     def _next(self) -> Proposal | None:
         if self._again:
@@ -301,7 +312,7 @@ class Proposer(Searcher):
         may = self._begun[proposal.trial.name] < ATTEMPTS and not self._gate.stop_requested()
         failed = (result or {}).get("outcome") == "failed" and may and self._queue.has_other_place(proposal)
         again = (error or failed or never_began) and self._is_open(proposal) and may
-        self._queue.release(proposal, elsewhere=again)
+        self._queue.release(proposal, elsewhere=again and not never_began)
         if again:
             self._again.append(proposal)
         elif not proposal.trial.again:
@@ -342,7 +353,7 @@ class Proposer(Searcher):
     def _confirmation(self) -> Proposal | None:
         """Winner and baseline in turn (A B B A …), once every search trial has ended, until the verdict stands."""
         if not self._confirming:
-            if self._running or len(self._queue):
+            if self._is_busy():
                 return None
             self._confirming.extend(self._asked())
         if not self._confirming:

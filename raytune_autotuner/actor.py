@@ -54,6 +54,7 @@ class TrialActor(tune.Trainable):
             reduction_factor(self.shared.task.optimization),
             ending=Ending(record.outcome, record.failure) if record else None,
             node=self._trial.job.node,
+            cut=bool(rungs) and rungs[-1].cut is not None,
         )
 
     def cleanup(self) -> None:

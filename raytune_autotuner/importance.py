@@ -152,7 +152,7 @@ def _scored(records: Sequence[TrialRecord]) -> list[tuple[TrialRecord, float]]:
     whole = [[log_goodness(rung.score) for rung in r.rungs] for r in records if r.outcome == "completed" and r.rungs]
     scored = []
     for record in records:
-        seen = [log_goodness(rung.score) for rung in record.rungs]
+        seen = [log_goodness(rung.score) for rung in record.rungs if rung.cut is None]
         if record.outcome == "completed" and seen:
             scored.append((record, seen[-1]))
         elif record.outcome == "stopped" and seen:

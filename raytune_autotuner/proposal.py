@@ -88,8 +88,12 @@ def report(
     *,
     ending: Ending | None = None,
     node: str | None = None,
+    cut: bool = False,
 ) -> dict[str, Any]:
-    """What a trial tells Tune after a step. NaN keeps a trial without a score out of ASHA's quantiles."""
+    """What a trial tells Tune after a step. NaN keeps a trial without a score out of ASHA's quantiles.
+
+    A rung that was ``cut`` short lacks its last loads: its score says that the SLO is lost, not how good it is.
+    """
     return {
         LOSS: scalar(score.loss, score.violation) if score else float("nan"),
         BUDGET: reduction_factor ** max(0, rungs_done - 1),
@@ -98,6 +102,7 @@ def report(
         "value": score.value if score else None,
         "values": dict(score.values) if score else None,
         "slo": score.slo if score else None,
+        "cut": cut,
         "rungs_done": rungs_done,
         "node": node,
         "outcome": ending.outcome if ending else None,
@@ -110,10 +115,11 @@ def reports(record: TrialRecord, reduction_factor: float = 2.0) -> Iterator[dict
     """What a trial that has ended had told, rung by rung, and at its end."""
     done = 0
     for done, rung in enumerate(record.rungs, 1):
-        yield report(rung.score, done, reduction_factor, node=record.node)
-    last = record.rungs[-1].score if record.rungs else None
+        yield report(rung.score, done, reduction_factor, node=record.node, cut=rung.cut is not None)
+    last = record.rungs[-1] if record.rungs else None
+    score, cut = (last.score, last.cut is not None) if last else (None, False)
     ending = Ending(record.outcome, record.failure)
-    yield report(last, done, reduction_factor, ending=ending, node=record.node)
+    yield report(score, done, reduction_factor, ending=ending, node=record.node, cut=cut)
 
 
 def cause(failure: Failure) -> str:

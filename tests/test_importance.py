@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
 from raytune_autotuner.importance import SHOWN_VALUES, Importances, importance
-from raytune_autotuner.records import Failure, Parameters, ParameterValue, TrialRecord
+from raytune_autotuner.records import Failure, Parameters, ParameterValue, RungRecord, TrialRecord
 from tests.test_results import record
 
 OOM = Failure("out_of_memory", "no memory")
@@ -120,3 +121,14 @@ def test_a_trial_stopped_early_counts_with_what_the_last_rung_would_have_shown()
     ]
     assert importance(stopped).trials == 40
     assert {each.parameter for each in importance(stopped).parameters[:2]} == {"tp", "attention"}
+
+
+def test_a_trial_that_was_cut_short_is_not_among_the_good_ones() -> None:
+    """It was ended before the loads that would have shown how slow it is."""
+    whole = trials(60)
+    rung = RungRecord(0, whole[0].rungs[0].metrics, whole[0].rungs[0].score, 1.0, cut=Failure("slo_lost", "too late"))
+    cut = [
+        replace(record(n, {"tp": 1, "attention": "slow"}, 0.001, outcome="stopped"), rungs=(rung,))
+        for n in range(100, 140)
+    ]
+    assert importance([*whole, *cut]).trials == 60

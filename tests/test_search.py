@@ -38,6 +38,7 @@ from raytune_autotuner.search import (
     make_scheduler,
     make_source,
 )
+from raytune_autotuner.search.knowledge import Knowledge
 from raytune_autotuner.search.proposer import ATTEMPTS
 from raytune_autotuner.task.spec import Asha, Optimization, Task, parse_task
 from raytune_autotuner.verdict import Ask
@@ -524,9 +525,12 @@ def test_a_stop_request_ends_the_proposals() -> None:
     assert driver(Spy([{"a": 1}]), stop=True).finished()
 
 
-def record_of(proposal: Proposal, losses: list[float], outcome: Any = "completed") -> TrialRecord:
+def record_of(
+    proposal: Proposal, losses: list[float], outcome: Any = "completed", violation: float = 0.0
+) -> TrialRecord:
     """What such a trial leaves behind."""
-    rungs = tuple(RungRecord(n, Metrics(n, (), 1.0, 0.0), score_of(loss), 1.0) for n, loss in enumerate(losses))
+    scores = [score_of(loss, violation) for loss in losses]
+    rungs = tuple(RungRecord(n, Metrics(n, (), 1.0, 0.0), score, 1.0) for n, score in enumerate(scores))
     return TrialRecord(proposal.trial, "exp", proposal.number, proposal.parameters, outcome, "", rungs, FINAL)
 
 
@@ -618,6 +622,29 @@ def test_a_trial_that_fails_is_begun_again_where_there_is_another_place(elsewher
     assert d.finished()
     assert len(opened) == begun - 1
     assert list(spy.told.values()) == [None]
+
+
+def test_a_trial_that_was_resumed_tells_of_its_later_rungs_alone() -> None:
+    """They are compared with the same rungs of others."""
+    knowledge = Knowledge()
+    whole = knowledge.add({"a": 1})
+    whole.hear(report(score_of(10.0), 1, 2.0))
+    whole.hear(report(score_of(5.0), 2, 2.0, ending=Ending("completed")))
+    resumed = knowledge.add({"a": 2})
+    resumed.hear(report(score_of(4.0), 2, 2.0, ending=Ending("stopped")))
+    assert knowledge.told(resumed) == scalar(4.0, 0.0)
+
+
+def test_a_worker_that_dies_after_a_record_that_breaks_the_slo_has_told_so() -> None:
+    """Its violation is known as its losses are."""
+    spy = Spy([{"a": 1}])
+    d = driver(spy, max_trials=1)
+    d.end(d.ask()[0], [9.0, 9.0])
+    name, proposal = d.ask()
+    d.gate.records[proposal.trial.name] = record_of(proposal, [4.0, 3.0], violation=0.5)
+    d.proposer.on_trial_complete(name, None, error=True)
+    assert d.finished()
+    assert list(spy.told.values()) == [scalar(3.0, 0.5)]
 
 
 def test_a_worker_that_dies_after_its_record_has_done_its_work() -> None:

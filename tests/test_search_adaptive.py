@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -37,7 +37,7 @@ from raytune_autotuner.search import (
     make_source,
 )
 from raytune_autotuner.search.model import Adaptive, startup_points
-from raytune_autotuner.search.model.beliefs import BEST, LATEST, Trying, most_telling
+from raytune_autotuner.search.model.beliefs import BEST, LATEST, Beliefs, Trying, most_telling
 from raytune_autotuner.search.model.causes import CAUSES, THRESHOLDS, Causes
 from raytune_autotuner.task.spec import Optimization, Task, parse_task
 
@@ -272,6 +272,40 @@ def test_a_record_tells_what_its_trial_told() -> None:
         (2, 2.0, True, "n"),
     ]
     assert told[-1]["cause"] == "crash: gone"
+
+
+def test_without_an_slo_nobody_is_doubted_to_keep_it() -> None:
+    """Nor where it is kept and nobody says by how much."""
+    chosen = task(TWO, max_iterations=9)
+    model = Adaptive(Space.of(chosen, load_engine("llamacpp")), 0, total_rungs=1)
+    play(model, lambda c: (float(str(c["threads"])), None), 4)
+    rows = model._encoding.rows(model._pool()[0])
+    assert model._beliefs.prospects(rows, list(model._tried.values()), None, learn=True)[1].tolist() == [0.0] * len(
+        rows
+    )
+
+
+def test_a_rung_that_was_cut_short_teaches_of_the_slo_alone() -> None:
+    """Its last loads are missing, so it looks better than it is; what is asked next does not look for more of it."""
+    whole = [Trying([n / 4], {0: 10.0 + n}, {0: 0.3}) for n in range(3)]
+    cut, rows = Trying([1.0], {}, {0: 2.0}), np.array([[0.0], [0.9], [1.0]])
+    gain, keeps, works = Beliefs([True]).prospects(rows, [*whole, cut], None, learn=True)
+    assert np.isfinite([gain, keeps, works]).all()
+    assert keeps[2] < keeps[0]
+    assert (cut.works, cut.pending, cut.may_be_best) == (True, False, False)
+    assert cut in most_telling([*whole, cut])
+    assert sorted([*whole, cut], key=lambda each: each.rank)[-1] is cut
+
+
+def test_a_model_hears_which_rung_was_cut() -> None:
+    """While the trial runs, and from its record."""
+    cut = RungRecord(1, Metrics(1, (), 1.0, 0.0), score(0.1, 2.0), 1.0, cut=Failure("slo_lost", "too late"))
+    lost = record({"threads": 2, "batch_size": 64}, [9.0], outcome="stopped")
+    lost = replace(lost, rungs=(*lost.rungs, cut))
+    assert [result["cut"] for result in reports(lost)] == [False, True, True]
+    chosen = source(task(TWO, max_iterations=9), Lessons(ended=(lost,)))
+    assert isinstance(chosen, Adaptive)
+    assert [(each.losses, each.slo.keys()) for each in chosen._tried.values()] == [({1: 9.0}, {1, 0})]
 
 
 def test_the_model_is_bounded_however_many_trials_there_were() -> None:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from raytune_autotuner.objectives import scalar
+from raytune_autotuner.proposal import reports
 from raytune_autotuner.records import Outcome, Parameters, TrialRecord, config_hash
 from raytune_autotuner.search.source import WORST
 
@@ -17,17 +18,22 @@ class Known:
     """The last that was heard of a configuration; it runs, or waits to, while there is no outcome."""
 
     parameters: Parameters
-    losses: list[float] = field(default_factory=list)
-    """By rung; smaller is better."""
+    losses: dict[int, float] = field(default_factory=dict)
+    """By how many rungs were done, as a resumed trial tells only of those to come; smaller is better."""
     violation: float = 0.0
     outcome: Outcome | None = None
 
     def hear(self, result: Mapping[str, Any]) -> None:
         """Take in a trial's report (see ``proposal.report``)."""
         self.outcome = result["outcome"]
-        if result["raw_loss"] is not None and result["rungs_done"] > len(self.losses):
-            self.losses.append(result["raw_loss"])
+        if result["raw_loss"] is not None:
+            self.losses[result["rungs_done"]] = result["raw_loss"]
             self.violation = result["violation"]
+
+    def recall(self, record: TrialRecord) -> None:
+        """Take in what a trial that has ended had told."""
+        for result in reports(record):
+            self.hear(result)
 
 
 class Knowledge:
@@ -42,10 +48,7 @@ class Knowledge:
         knowledge = cls()
         for record in records:
             if not record.trial.again:
-                known = knowledge.add(record.parameters)
-                known.losses = [rung.score.loss for rung in record.rungs]
-                known.violation = record.rungs[-1].score.violation if record.rungs else 0.0
-                known.outcome = record.outcome
+                knowledge.add(record.parameters).recall(record)
         return knowledge
 
     def add(self, parameters: Parameters) -> Known:
@@ -68,18 +71,22 @@ class Knowledge:
     def told(self, known: Known) -> float | None:
         """What a source is to learn of a configuration, on the scale of whole benchmarks; ``None`` is nothing."""
         if known.outcome == "completed":
-            return scalar(known.losses[-1], known.violation)
+            return scalar(_last(known.losses), known.violation)
         if known.outcome == "stopped" and known.losses:
             return scalar(self._projected(known.losses), known.violation)
         return WORST if known.outcome == "infeasible" else None
 
-    def _projected(self, losses: list[float]) -> float:
+    def _projected(self, losses: Mapping[int, float]) -> float:
         """An early-stopped trial's loss as the last rung would show it, from the trials that went on.
 
         A rung with less traffic measures another quantity, so its value must not stand beside final ones; the
         median ratio between the two rungs, over the trials that have both, carries it over.
         """
-        at = len(losses) - 1
-        finals = (k.losses for k in self._known.values() if k.outcome == "completed" and len(k.losses) > at)
-        ratios = [f[-1] / f[at] for f in finals if f[at]]
+        at = max(losses)
+        finals = (k.losses for k in self._known.values() if k.outcome == "completed")
+        ratios = [_last(final) / final[at] for final in finals if final.get(at)]
         return losses[at] * median(ratios) if ratios else losses[at]
+
+
+def _last(losses: Mapping[int, float]) -> float:
+    return losses[max(losses)]

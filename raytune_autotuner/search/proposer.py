@@ -327,8 +327,7 @@ class Proposer(Searcher):
             return True
         if not proposal.trial.again:
             known = self._knowledge[proposal.trial.config]
-            known.losses = [rung.score.loss for rung in record.rungs]
-            known.outcome = record.outcome
+            known.recall(record)
             for result in reports(record):
                 self._inform(proposal.parameters, result)
         return False

@@ -30,8 +30,8 @@ SPREAD = 64
 """Points that are laid out evenly at the beginning; the model takes over when it has heard of a few."""
 RELEARN = 3
 """Hyperparameters are looked for again after so many new readings."""
-KEPT = 0.7
-"""Taken for an SLO that was kept when it is not known by how much."""
+KEPT = 0.5
+"""Taken for an SLO that was kept, or is not there at all, when it is not known by how much: safely."""
 SLO_BEHIND, LOSS_BEHIND = 0.03, 0.08
 """Whoever is behind the best at the same rung by more than this does not go on."""
 WORTHWHILE, LEADING = 0.015, 0.002
@@ -143,7 +143,8 @@ class Adaptive:
             trying.failure = str(result["cause"] or "unknown")
         elif result["raw_loss"] is not None and math.isfinite(result["raw_loss"]):
             left = max(WHOLE, self._total - int(result["rungs_done"]))
-            trying.losses[left] = result["raw_loss"]
+            if not result.get("cut"):
+                trying.losses[left] = result["raw_loss"]
             trying.slo[left] = _slo(result)
             trying.node = self._nodes.setdefault(str(result["node"]), len(self._nodes))
 
@@ -162,7 +163,7 @@ class Adaptive:
             return one.at(left) == best and left in self._baseline.losses
         tried = most_telling(list(self._tried.values()))
         finals = [each for each in tried if WHOLE in each.losses]
-        heard = [each for each in tried if each.losses]
+        heard = [each for each in tried if each.slo]
         leads = all(logarithm(loss) < logarithm(each.losses[left]) - XI for each in rivals)
         return self._beliefs.may_win(one, finals, heard, self._bar(), gain=LEADING if leads else WORTHWHILE)
 
@@ -174,7 +175,7 @@ class Adaptive:
         pool, rows = self._pool()
         if not pool:
             return None
-        readings = sum(len(each.losses) + (each.failure is not None) for each in self._tried.values())
+        readings = sum(len(each.slo) + (each.failure is not None) for each in self._tried.values())
         learn = readings >= self._learnt + RELEARN
         self._learnt = readings if learn else self._learnt
         gain, keeps, works = self._beliefs.prospects(
@@ -203,7 +204,7 @@ class Adaptive:
         for column in np.flatnonzero(~self._encoding.ordered):
             for value in np.unique(rows[:, column]):
                 tried = [each for each in self._tried.values() if each.row[column] == value]
-                if not any(each.losses or each.pending for each in tried):
+                if not any(each.slo or each.pending for each in tried):
                     found |= rows[:, column] == value
         return found
 

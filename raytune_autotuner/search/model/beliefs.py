@@ -38,9 +38,9 @@ class Trying:
 
     row: list[float]
     losses: dict[int, float] = field(default_factory=dict)
-    """By rungs left."""
+    """By rungs left; a rung that was cut short has none."""
     slo: dict[int, float] = field(default_factory=dict)
-    """The worst metric relative to its limit; more than 1 breaks it."""
+    """By rungs left, the worst metric relative to its limit; more than 1 breaks it."""
     node: int = 0
     failure: str | None = None
     """Why it cannot work, in words that are the same for the same cause."""
@@ -49,11 +49,11 @@ class Trying:
 
     @property
     def works(self) -> bool:
-        return bool(self.losses) and self.failure is None
+        return bool(self.slo) and self.failure is None
 
     @property
     def pending(self) -> bool:
-        return not (self.losses or self.failure or self.closed)
+        return not (self.slo or self.failure or self.closed)
 
     @property
     def may_be_best(self) -> bool:
@@ -65,11 +65,11 @@ class Trying:
     @property
     def rank(self) -> tuple[float, float]:
         """By the last of its rungs."""
-        return self.at(min(self.losses))
+        return self.at(min(self.slo))
 
     def at(self, left: int) -> tuple[float, float]:
         """Its rank at a rung: whoever keeps the SLO comes first."""
-        return (max(0.0, self.slo[left] - 1), self.losses[left])
+        return (max(0.0, self.slo[left] - 1), self.losses.get(left, math.inf))
 
 
 BEST, LATEST = 60, 60
@@ -78,7 +78,7 @@ BEST, LATEST = 60, 60
 
 def most_telling(tried: Sequence[Trying]) -> list[Trying]:
     """The best and the latest of those that were heard of, the latest failures, and all that run, in their order."""
-    heard = [n for n, each in enumerate(tried) if each.losses and each.failure is None]
+    heard = [n for n, each in enumerate(tried) if each.works]
     failing = [n for n, each in enumerate(tried) if each.failure]
     best = sorted(heard, key=lambda n: tried[n].rank)[:BEST]
     kept = {*best, *heard[-LATEST:], *failing[-BEST - LATEST :]}
@@ -91,19 +91,26 @@ class _Readings:
 
     x: Array
     y: Array
+    """NaN where a rung was cut short."""
     slo: Array
     noise: Array
 
     @classmethod
     def of(cls, tried: Iterable[Trying]) -> _Readings:
-        found = [(each, left) for each in tried for left in each.losses]
+        found = [(each, left) for each in tried for left in each.slo]
         x = np.array([[*each.row, left, each.node] for each, left in found])
-        y = np.array([logarithm(each.losses[left]) for each, left in found])
-        for left in np.unique(x[:, -2]):
+        y = np.array([logarithm(each.losses[left]) if left in each.losses else math.nan for each, left in found])
+        for left in np.unique(x[:, -2][~np.isnan(y)]):
             there = x[:, -2] == left
-            y[there] = np.minimum(y[there], y[there].min() + FAR)
+            y[there] = np.minimum(y[there], np.nanmin(y[there]) + FAR)
         slo = np.clip([math.log(max(each.slo[left], 1e-3)) for each, left in found], -SLO_FAR, SLO_FAR)
         return cls(x, y, slo, np.where(x[:, -2] == WHOLE, 1.0, SHORT_NOISE))
+
+    @property
+    def losses(self) -> tuple[Array, Array, Array]:
+        """Rows, values and noise of those that are known."""
+        known = ~np.isnan(self.y)
+        return self.x[known], self.y[known], self.noise[known]
 
 
 def logarithm(loss: float) -> float:
@@ -137,7 +144,7 @@ class Beliefs:
         ``gain`` is how much better, as a logarithm, it has to be expected to be.
         """
         readings, rows = _Readings.of(tried), np.array([each.row for each in (one, *finals)])
-        self._loss.fit(readings.x, readings.y, readings.noise, learn=False)
+        self._loss.fit(*readings.losses, learn=False)
         mean, deviation = self._loss.predict(_at_the_end(rows))
         marks = [m for m, each in zip(mean[1:], finals, strict=True) if each.slo[WHOLE] <= 1]
         marks += [] if bar is None else [logarithm(bar)]
@@ -148,10 +155,10 @@ class Beliefs:
 
     def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> tuple[Array, Array]:
         readings = _Readings.of(tried) if any(each.losses for each in tried) else None
-        if readings is None or len(readings.y) < 3:
+        if readings is None or len(readings.losses[1]) < 3:
             return np.zeros(len(rows)), np.zeros(len(rows))
         okay = self._log_keeps_slo(rows, readings, learn=learn)
-        self._loss.fit(readings.x, readings.y, readings.noise, learn=learn)
+        self._loss.fit(*readings.losses, learn=learn)
         best = self._best(tried, bar)
         if pending := [each.row for each in tried if each.pending]:
             self._believe(readings, _at_the_end(np.array(pending)))
@@ -167,8 +174,8 @@ class Beliefs:
     def _believe(self, readings: _Readings, rows: Array) -> None:
         """Take what runs for measured as expected, so that others are proposed beside it."""
         mean, _ = self._loss.predict(rows)
-        x, y = np.vstack([readings.x, rows]), np.append(readings.y, mean)
-        self._loss.fit(x, y, np.append(readings.noise, np.ones(len(mean))), learn=False)
+        x, y, noise = readings.losses
+        self._loss.fit(np.vstack([x, rows]), np.append(y, mean), np.append(noise, np.ones(len(mean))), learn=False)
 
     def _log_keeps_slo(self, rows: Array, readings: _Readings, *, learn: bool) -> Array:
         if readings.slo.max() < SLO_SAFE:

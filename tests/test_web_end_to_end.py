@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
     pytest.mark.xdist_group("ray"),
     pytest.mark.timeout(1500),
-    pytest.mark.long,
 ]
 WAIT_MS = 600_000
 

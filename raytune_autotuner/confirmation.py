@@ -46,6 +46,16 @@ class Confirmation:
         assert isinstance(answer, Verdict)
         return answer
 
+    def proven(self, records: Iterable[TrialRecord], baseline: str) -> tuple[str, Verdict] | None:
+        """The configuration, by its hash, that was the last to be confirmed with a WIN."""
+        left = _confirming(records)
+        while config := next((r.trial.config for r in reversed(left) if r.trial.config != baseline), None):
+            verdict = self.verdict(left, baseline, config)
+            if verdict is not None and verdict.kind == "WIN":
+                return config, verdict
+            left = left[: next(n for n, record in enumerate(left) if record.trial.config == config)]
+        return None
+
     def _runs(self, made: Sequence[TrialRecord], baseline: str) -> list[Run]:
         return [self._run(record, baseline) for record in made if record.outcome == "completed"]
 
@@ -63,9 +73,13 @@ class Confirmation:
         return self._known[name]
 
 
+def _confirming(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    return sorted((r for r in records if r.trial.purpose == "confirm"), key=lambda r: r.number)
+
+
 def _of_pair(records: Iterable[TrialRecord], baseline: str, winner: str) -> list[TrialRecord]:
     """The pair's confirming runs since another winner was confirmed, if one was: only runs in turn compare."""
-    confirming = sorted((r for r in records if r.trial.purpose == "confirm"), key=lambda r: r.number)
+    confirming = _confirming(records)
     since = max((r.number for r in confirming if r.trial.config not in (baseline, winner)), default=-1)
     return [record for record in confirming if record.number > since]
 

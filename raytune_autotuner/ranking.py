@@ -34,8 +34,12 @@ class Ranking:
 
 
 def rank(records: Iterable[TrialRecord], task: Task) -> Ranking:
-    """From the folder's records alone, so that the search and whoever reads its results see the same winner."""
-    ended = [record for record in records if record.outcome == "completed" and record.score]
+    """From the folder's records alone, so that the search and whoever reads its results see the same winner.
+
+    Confirming runs say nothing here, not even of drift: who is being confirmed stays the same meanwhile.
+    """
+    measured_once = (record for record in records if record.trial.purpose != "confirm")
+    ended = [record for record in measured_once if record.outcome == "completed" and record.score]
     first = next((record for record in ended if record.trial.purpose == "baseline"), None)
     same = [record for record in ended if first and record.trial.config == first.trial.config]
     runs = [_run(record, task) for record in same] if len(same) >= FEWEST else ()

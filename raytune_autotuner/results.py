@@ -44,7 +44,10 @@ class BudgetUse:
 
 @dataclass(frozen=True)
 class Results:
-    """``winner`` is the best feasible trial of the search, ``recommended`` what the verdict says to run."""
+    """``winner`` is the best feasible trial of the search, ``recommended`` what the verdict says to run.
+
+    A winner that was confirmed stays so until a better one is: see ``_answer``.
+    """
 
     experiment: str
     task: Task
@@ -98,13 +101,13 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
     baseline = next((r for r in records if r.trial.purpose == "baseline"), None)
     ranking = rank(records, task)
     ordered = ranking.order
-    winner = ranking.winner
+    winner, verdict = _answer(task, records, baseline, ranking)
     if not any(r.trial.purpose in ("baseline", "search") for r in records):  # nothing was searched: see `verification`
         baseline = next((r for r in records if not r.parameters), None)
         winner = next((r for r in records if r.parameters and r.outcome == "completed" and r.score), None)
+        verdict = _verdict(task, records, baseline, winner)
     book = ledger(records, _terms(task, folder))
     budget = _budget(task, folder, book)
-    verdict = _verdict(task, records, baseline, winner)
     if verdict is not None and budget is not None and budget.confirming:
         verdict = replace(verdict, reason=f"{verdict.reason}; {budget.confirming}")
     return Results(
@@ -138,6 +141,26 @@ def _budget(task: Task, folder: ExperimentFolder, book: Ledger) -> BudgetUse | N
         parts.append(f"{hours(state.elapsed_s)} of {of}")
     said = ", ".join(parts)
     return BudgetUse(limits.gpu_s, book.total, limits.wall_s, state.elapsed_s, said, state.search, state.confirming)
+
+
+def _answer(
+    task: Task, records: Sequence[TrialRecord], baseline: TrialRecord | None, ranking: Ranking
+) -> tuple[TrialRecord | None, Verdict | None]:
+    """The winner and its verdict, or those of an earlier winner with a WIN while the present one has none.
+
+    More trials may have made another one the best since then; what was proven is not given up for a hope.
+    """
+    winner = ranking.winner
+    verdict = _verdict(task, records, baseline, winner)
+    if baseline is None or winner is None or (verdict is not None and verdict.kind == "WIN"):
+        return winner, verdict
+    config, proven = Confirmation(task).proven(records, baseline.trial.config) or ("", None)
+    earlier = next((record for record in ranking.order if record.trial.config == config), None)
+    if proven is None or earlier is None:
+        return winner, verdict
+    why = f"not proven ({verdict.reason})" if verdict else "not confirmed"
+    said = f"{proven.reason}; {winner.trial.name} measured better in the search since then, but that is {why}"
+    return earlier, replace(proven, reason=said)
 
 
 def _verdict(

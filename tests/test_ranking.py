@@ -111,6 +111,15 @@ def test_only_whole_measurements_are_ranked(outcome: Outcome) -> None:
     assert rank([record(1, 1.0, {"threads": 1}, outcome=outcome)], TASK).order == ()
 
 
+def test_confirming_runs_do_not_change_who_is_confirmed() -> None:
+    """The baseline's confirming runs would be the fourth that tells of drift, and make another trial the best."""
+    first, other = {"threads": 1}, {"threads": 2}
+    searched = [*baselines({0: 2.0, 150: 2.1}), record(10, 1.30, first), record(300, 1.36, other)]
+    runs = ((310, 2.2, {}), (312, 1.43, first), (314, 1.43, first), (316, 2.2, {}))
+    confirmed = [record(minute, e2e_s, what, "confirm") for minute, e2e_s, what in runs]
+    assert rank([*searched, *confirmed], TASK) == rank(searched, TASK)
+
+
 def test_drift_is_told_at_the_end(tmp_path: Path) -> None:
     """In the summary and in the results file, in words."""
     folder = ExperimentFolder(Storage(str(tmp_path)), "e")

@@ -125,6 +125,38 @@ def test_confirming_runs_never_become_the_winner(tmp_path: Path) -> None:
     assert results.winner.trial.purpose == "search"
 
 
+def extended(tmp_path: Path, again_s: float = 0.0) -> ExperimentFolder:
+    """More trials after a WIN have found a better one, which was measured again if there is a time."""
+    folder = full(tmp_path)
+    folder.save_record(record(8, {"a": 4}, 0.8))
+    order = [{}, {"a": 4}, {"a": 4}, {}] if again_s else []
+    for n, parameters in enumerate(order):
+        e2e_s = again_s if parameters else 2.0
+        folder.save_record(record(9 + n, parameters, e2e_s, purpose="confirm", rungs=1, repeat=10 + n))
+    return folder
+
+
+@pytest.mark.parametrize(("again_s", "why"), [(0.0, "not confirmed"), (2.0, "not proven")])
+def test_a_confirmed_winner_stays_until_a_better_one_is_confirmed(tmp_path: Path, again_s: float, why: str) -> None:
+    """What was found since then is told, and not recommended."""
+    results = load_results(extended(tmp_path, again_s), task())
+    assert results.winner is not None
+    assert results.winner.parameters == {"a": 1}
+    assert results.recommended is results.winner
+    assert results.verdict is not None
+    assert results.verdict.kind == "WIN"
+    assert why in results.verdict.reason
+
+
+def test_a_better_winner_that_is_confirmed_takes_over(tmp_path: Path) -> None:
+    """By its own runs alone."""
+    results = load_results(extended(tmp_path, 0.8), task())
+    assert results.recommended is not None
+    assert results.recommended.parameters == {"a": 4}
+    assert results.verdict is not None
+    assert results.verdict.winner_runs == 2
+
+
 def test_without_a_win_the_baseline_is_recommended(tmp_path: Path) -> None:
     """A tie costs nothing to keep things as they are."""
     folder = folder_with(

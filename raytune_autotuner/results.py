@@ -66,8 +66,8 @@ class Results:
 
     @property
     def recommended(self) -> TrialRecord | None:
-        """The winner after a WIN (or when there is nothing to compare with), else the baseline."""
-        if self.verdict is None or self.verdict.kind == "WIN":
+        """The winner after a WIN (or when there is nothing to compare with), else the baseline if it is no worse."""
+        if self.verdict is None or self.verdict.kind == "WIN" or self.verdict.winner_anyway:
             return self.winner
         return self.baseline if self.baseline and self.baseline.outcome == "completed" else self.winner
 

@@ -94,6 +94,15 @@ def test_the_page_says_the_answer_first_and_fetches_nothing(facts: report.Report
     assert "default-src 'none'" in page
 
 
+def test_a_winner_that_is_to_be_run_without_a_gain_is_no_reason_to_keep_the_baseline(facts: report.Report) -> None:
+    """The headline says what the recommendation is."""
+    unproven = with_verdict(facts, "UNSTABLE")
+    assert unproven.results.verdict is not None
+    verdict = replace(unproven.results.verdict, winner_anyway=True)
+    found = answer.answer(replace(unproven, results=replace(unproven.results, verdict=verdict)))
+    assert found.headline.startswith("Run the winner, its gain unproven")
+
+
 @pytest.mark.parametrize(
     ("kind", "low", "tone", "said"),
     [

@@ -172,6 +172,25 @@ def test_without_a_win_the_baseline_is_recommended(tmp_path: Path) -> None:
     assert results.recommended is results.baseline
 
 
+def test_a_baseline_that_breaks_the_slo_is_not_recommended(tmp_path: Path) -> None:
+    """Without a gain that shows, it is the winner that keeps the SLO."""
+    slo = {"e2e_mean_s": 1.98}
+    values = ((2.05, {}), (1.90, {"a": 1}), (1.90, {"a": 1}), (1.90, {}))
+    folder = folder_with(
+        tmp_path,
+        record(0, {}, 2.0, purpose="baseline", slo=slo),
+        record(1, {"a": 1}, 1.90, slo=slo),
+        *(
+            record(2 + n, parameters, e2e_s, purpose="confirm", rungs=1, repeat=n, slo=slo)
+            for n, (e2e_s, parameters) in enumerate(values)
+        ),
+    )
+    results = load_results(folder, task(slo=slo))
+    assert results.verdict is not None
+    assert results.verdict.kind == "UNSTABLE"
+    assert results.recommended is results.winner
+
+
 def test_without_confirming_runs_there_is_no_verdict(tmp_path: Path) -> None:
     """The search's own value of the winner is no evidence of a gain."""
     folder = folder_with(tmp_path, record(0, {}, 2.0, purpose="baseline"), record(1, {"a": 1}, 1.0))

@@ -213,6 +213,19 @@ def test_a_broken_slo_ends_the_confirmation_at_once() -> None:
     assert "broke the SLO in 1 of 1 runs" in found.reason
 
 
+@pytest.mark.parametrize(
+    ("baseline", "winner", "anyway"), [(0.1, 0.0, True), (0.3, 0.1, True), (0.0, 0.1, False), (0.1, 0.1, False)]
+)
+def test_without_a_gain_whoever_keeps_the_slo_better_is_to_be_run(baseline: float, winner: float, anyway: bool) -> None:
+    """The baseline is nothing to fall back on when it breaks the SLO and the winner does not, or by less."""
+    ends = [run("baseline", 100.0, at=0, excess=baseline), run("baseline", 101.0, at=3)]
+    middle = [run("winner", 101.0, at=1, excess=winner), run("winner", 100.0, at=2)]
+    found = verdict(decide([*ends, *middle], Settings(), final=True))
+    assert found.kind == "UNSTABLE"
+    assert found.winner_anyway == anyway
+    assert ("its gain unproven" in found.reason) == anyway
+
+
 def test_a_winner_that_fails_when_measured_again_is_unstable() -> None:
     """Once is enough."""
     runs = [run("baseline", 1.0), run("winner", 2.0, at=1)]

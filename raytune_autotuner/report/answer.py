@@ -52,6 +52,9 @@ def _verdict(results: Results, verdict: Verdict) -> Answer:
     why = f"{measured}. {reason}" if measured else reason
     if verdict.kind == "WIN":
         return Answer("WIN", "good", f"Change the configuration: {_gained(verdict)} over the baseline.", why)
+    if verdict.winner_anyway:
+        headline = "Run the winner, its gain unproven: the baseline did not hold up when measured again."
+        return Answer(verdict.kind, "warn", headline, why)
     if verdict.kind == "TIE":
         return Answer("TIE", "neutral", "Keep the baseline: nothing was found to be better beyond the noise.", why)
     return Answer("UNSTABLE", "warn", "Keep the baseline: that the winner is better did not hold up.", why)

@@ -41,6 +41,8 @@ class Verdict:
     reason: str
     noise: float = 0.0
     """Standard deviation of one run, relative."""
+    winner_anyway: bool = False
+    """Run the winner although no gain was shown: the baseline breaks the SLO by more, or does not work."""
 
 
 def compare(baseline: Sequence[Measurement], winner: Sequence[Measurement], confidence: float, seed: int) -> Verdict:
@@ -75,6 +77,9 @@ def judge(runs: Sequence[Run], alpha: float, confidence: float, failures: Sequen
     found = effect(runs) or _confounded(baseline, winner)
     half = min(found.half(alpha), UNBOUNDED)
     kind, reason = _kind(runs, found.delta, half, alpha, failures)
+    anyway = kind != "WIN" and not failures and _violation(baseline) > _violation(winner)
+    if anyway:
+        reason = f"{reason}; the winner keeps the SLO better and is the one to run, its gain unproven"
     return Verdict(
         kind=kind,
         gain=math.expm1(found.delta),
@@ -88,7 +93,12 @@ def judge(runs: Sequence[Run], alpha: float, confidence: float, failures: Sequen
         winner_runs=len(winner),
         reason=reason,
         noise=math.sqrt(found.variance),
+        winner_anyway=anyway,
     )
+
+
+def _violation(runs: Sequence[Run]) -> float:
+    return float(np.mean([run.score.violation for run in runs]))
 
 
 def _confounded(baseline: Sequence[Run], winner: Sequence[Run]) -> Effect:

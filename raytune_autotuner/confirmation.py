@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import TrialRecord
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Again, Ask, Measurement, Run, Settings, Verdict, decide, measured
+from raytune_autotuner.verdict.runs import of
 
 SPARE_RUNS = 4
 """So many runs may be lost to the infrastructure before the answer is given as it stands."""
+BASELINE_FAILURES = 2
+"""So often the baseline, which has worked before, is given the chance to fail when it is measured again."""
 BOUNDLESS = 1e6
 
 
@@ -33,18 +37,22 @@ class Confirmation:
         enough = len(made) >= 2 * self._settings.looks[-1] + SPARE_RUNS
         if not self._task.optimization.confirm.repeats or enough or _failures(made, winner):
             return ()
+        if len(_failures(made, baseline)) >= BASELINE_FAILURES:
+            return ()
         answer = decide(self._runs(made, baseline), self._settings)
         return answer.runs if isinstance(answer, Again) else ()
 
     def verdict(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> Verdict | None:
         """What the runs say as things stand; ``None`` when there are none of one side."""
         made = _of_pair(records, baseline, winner)
-        runs, failures = self._runs(made, baseline), _failures(made, winner)
+        runs, failures, failed = self._runs(made, baseline), _failures(made, winner), _failures(made, baseline)
         if len({run.side for run in runs}) < 2:
-            return _failed(runs, failures, self._settings.confidence) if failures else None
+            return _failed(runs, failures, failed, self._settings.confidence) if failures or failed else None
         answer = decide(runs, self._settings, final=True, failures=failures)
         assert isinstance(answer, Verdict)
-        return answer
+        if failures or answer.kind == "WIN" or len(failed) < BASELINE_FAILURES:
+            return answer
+        return replace(answer, kind="UNSTABLE", reason=_unproven(failed), winner_anyway=True)
 
     def proven(self, records: Iterable[TrialRecord], baseline: str) -> tuple[str, Verdict] | None:
         """The configuration, by its hash, that was the last to be confirmed with a WIN."""
@@ -84,16 +92,21 @@ def _of_pair(records: Iterable[TrialRecord], baseline: str, winner: str) -> list
     return [record for record in confirming if record.number > since]
 
 
-def _failures(made: Iterable[TrialRecord], winner: str) -> list[str]:
-    """Why runs of the winner failed by its own fault."""
+def _failures(made: Iterable[TrialRecord], config: str) -> list[str]:
+    """Why runs of a configuration failed by its own fault."""
     return [
         f"{record.failure.kind}: {record.failure.reason}"
         for record in made
-        if record.outcome == "infeasible" and record.trial.config == winner and record.failure
+        if record.outcome == "infeasible" and record.trial.config == config and record.failure
     ]
 
 
-def _failed(runs: Sequence[Run], failures: Sequence[str], confidence: float) -> Verdict:
-    """Of a winner that could not be measured again, so that there is nothing to compare."""
-    reason = f"the winner failed when it was measured again: {failures[0]}"
-    return Verdict("UNSTABLE", 0.0, -1.0, BOUNDLESS, confidence, 0.0, 0.0, "", len(runs), 0, reason)
+def _failed(runs: Sequence[Run], winner: Sequence[str], baseline: Sequence[str], confidence: float) -> Verdict:
+    """When one side could not be measured again, so that there is nothing to compare; of each, why it failed."""
+    reason = f"the winner failed when it was measured again: {winner[0]}" if winner else _unproven(baseline)
+    counts = (len(of("baseline", runs)), len(of("winner", runs)))
+    return Verdict("UNSTABLE", 0.0, -1.0, BOUNDLESS, confidence, 0.0, 0.0, "", *counts, reason, 0.0, not winner)
+
+
+def _unproven(failures: Sequence[str]) -> str:
+    return f"the baseline failed when it was measured again: {failures[0]}; no gain is proven"

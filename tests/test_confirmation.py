@@ -110,6 +110,22 @@ def test_a_winner_that_fails_when_measured_again_is_none() -> None:
         assert "it broke" in verdict.reason
 
 
+@pytest.mark.parametrize("worked", [False, True])
+def test_a_baseline_that_fails_when_measured_again_is_given_up(worked: bool) -> None:
+    """After the second time; then the winner is to be run, and it is told why nothing is proven."""
+    first = run(0, BASELINE, 1.0) if worked else run(0, BASELINE, 0.0, "infeasible")
+    records = [first, run(1, WINNER, 1.0), run(2, WINNER, 1.0), run(3, BASELINE, 0.0, "infeasible")]
+    if worked:
+        assert wanted(records)
+        records.append(run(4, BASELINE, 0.0, "infeasible"))
+    assert wanted(records) == []
+    verdict = Confirmation(task()).verdict(records, BASELINE, WINNER)
+    assert verdict is not None
+    assert (verdict.kind, verdict.winner_runs, verdict.baseline_runs) == ("UNSTABLE", 2, int(worked))
+    assert verdict.winner_anyway
+    assert "the baseline failed when it was measured again: crash: it broke" in verdict.reason
+
+
 def test_runs_that_the_infrastructure_loses_are_not_repeated_for_ever() -> None:
     """The answer is given as it stands."""
     lost = [run(n, WINNER, 0.0, "failed") for n in range(16)]

@@ -2,10 +2,10 @@
 
 One flag after the other, from the least important on: the present configuration and the same without the flag are
 measured in turn (A B B A), and the flag goes when the loss is less than a margin at the stated confidence
-(non-inferiority: the lower end of the interval lies above the margin). Looks and their share of the error are those of
-the verdict, the error of each flag being its own. What was dropped is left out of the comparisons that follow, so
-losses within the margin could add up: the sum is bounded by one last comparison with the whole winner, and where that
-fails the flags dropped last come back.
+(non-inferiority: the lower end of the interval lies above the margin), and likewise what more the SLO is broken by.
+Looks and their share of the error are those of the verdict, the error of each flag being its own. What was dropped is
+left out of the comparisons that follow, so losses within the margin could add up: the sum is bounded by one last
+comparison with the whole winner, and where that fails the flags dropped last come back.
 
 Everything follows from the records, so an interrupted ablation goes on where it was.
 """
@@ -182,7 +182,20 @@ class Plan:
         broken = {side: [run.score.worst for run in of(side, runs) if run.score.violation > 0] for side in SIDES}
         if broken["winner"] and not broken["baseline"]:
             return Step(name, "kept", f"without it the SLO is broken: {broken['winner'][0]}", runs=len(runs))
-        found = effect(runs)
+        step = self._tested(name, runs, alpha, lambda run: run.log_goodness)
+        if not broken["winner"] or step.answer == "kept":
+            return step
+        kept = self._tested(name, runs, alpha, lambda run: -math.log1p(run.score.violation))
+        if kept.answer == "dropped":
+            return step
+        more = "is" if kept.answer == "kept" else "may be"
+        return replace(
+            step, answer=kept.answer, reason=f"without it the SLO {more} broken by more: {broken['winner'][0]}"
+        )
+
+    def _tested(self, name: str, runs: Sequence[Run], alpha: float, response: Callable[[Run], float]) -> Step:
+        """Whether ``response``, a logarithm of which more is better, loses less than the margin."""
+        found = effect(runs, response)
         if found is None:
             return Step(name, "kept", "both could not be measured on one node", runs=len(runs))
         half = found.half(2 * alpha)  # one-sided: only a loss counts

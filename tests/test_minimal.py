@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from raytune_autotuner import minimal
+from raytune_autotuner.metrics import summarise
 from raytune_autotuner.minimal import Ablation, Plan, order
 from raytune_autotuner.objectives import Context, score
-from raytune_autotuner.records import Failure, Parameters, RungRecord, TrialId, TrialRecord, config_hash
+from raytune_autotuner.records import Failure, Metrics, Parameters, RungRecord, TrialId, TrialRecord, config_hash
 from raytune_autotuner.search import Wanted
 from raytune_autotuner.task.spec import Confirm, Optimization
 from raytune_autotuner.verdict import Measurement, Run, Side
@@ -89,6 +91,29 @@ def test_what_is_worth_nothing_goes_and_what_is_worth_something_stays(seed: int)
     assert small.high is not None
     assert small.high < -0.02
     assert "without it" in small.reason
+
+
+@pytest.mark.parametrize(("mostly", "without", "answer"), [(1.0, 3.0, "kept"), (1.12, 1.12, "dropped")])
+def test_an_slo_that_is_broken_anyway_is_not_to_be_broken_by_more(mostly: float, without: float, answer: str) -> None:
+    """One run in four that is a little over the limit is no leave to break it always; the latency is the same."""
+    optimization = OPTIMIZATION.model_copy(update={"slo": {"ttft_p99_s": 0.11}})
+    larger: Parameters = {"flag": 1, "other": 1}
+    smaller: Parameters = {"other": 1}
+
+    def measured(number: int, parameters: Parameters, factor: float) -> TrialRecord:
+        load = sample_metrics(0, 1.0, noise=0.001, seed=number).loads[0]
+        samples = replace(load.samples, ttft_s=tuple(factor * s for s in load.samples.ttft_s))
+        values = summarise(samples, load.concurrency, 0.0)
+        metrics = Metrics(0, (replace(load, samples=samples, values=values),), 0.0, 0.0)
+        rung = RungRecord(0, metrics, score(metrics, Context(0, optimization)), 1.0)
+        return replace(run(number, Wanted(parameters), 1.0), rungs=(rung,))
+
+    factors = [1.12, without, without, mostly] + [without, mostly, mostly, without] * 4
+    sides = [larger, smaller, smaller, larger] + [smaller, larger, larger, smaller] * 4
+    records = [measured(n, *each) for n, each in enumerate(zip(sides, factors, strict=True))]
+    step = Plan(larger, ("flag",), optimization).stand(records).steps[0]
+    assert step.answer == answer
+    assert ("SLO is broken by more" in step.reason) == (answer == "kept")
 
 
 def test_a_loss_that_is_plain_costs_few_runs() -> None:

@@ -68,4 +68,4 @@ def _run(record: TrialRecord, task: Task) -> Run:
 
 def _at_s(record: TrialRecord) -> float:
     """Seconds since the epoch, in the middle of what it took."""
-    return datetime.fromisoformat(record.started_at).timestamp() + record.wall_s / 2
+    return datetime.fromisoformat(record.started_at).timestamp() + record.since_start_s / 2

@@ -296,7 +296,13 @@ class TrialRecord:
 
     @property
     def wall_s(self) -> float:
+        """From its proposal to its end."""
         return sum(self.phases.values())
+
+    @property
+    def since_start_s(self) -> float:
+        """From ``started_at`` to its end: it waited for its turn before that."""
+        return self.wall_s - self.phases.get("queue", 0.0)
 
 
 @dataclass(frozen=True)

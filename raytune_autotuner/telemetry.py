@@ -196,9 +196,8 @@ class Telemetry(tune.Callback):
         self._keep(record)
         for phase, seconds in charged(record).items():
             self._metrics["autotuner_gpu_seconds"].inc(seconds, {**self._tags, "phase": phase})
-        queued = record.phases.get("queue", 0.0)
-        self._metrics["autotuner_queue_seconds"].observe(queued, self._tags)
-        self._metrics["autotuner_trial_seconds"].observe(record.wall_s - queued, self._tags)
+        self._metrics["autotuner_queue_seconds"].observe(record.phases.get("queue", 0.0), self._tags)
+        self._metrics["autotuner_trial_seconds"].observe(record.since_start_s, self._tags)
 
     def _tell(self, summary: Summary) -> None:
         for name, values in gauges(summary).items():

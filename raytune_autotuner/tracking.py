@@ -127,7 +127,7 @@ class MlflowRuns:
         from mlflow.entities import Metric, Param
 
         began = _milliseconds(record.started_at)
-        ended = began + int(1000 * record.wall_s)
+        ended = began + int(1000 * record.since_start_s)
         name = f"{record.number} {record.trial.name}"
         run = self._client.create_run(self._experiment, began, self._tags(record), name).info.run_id
         parameters = [Param(key, str(value)) for key, value in record.parameters.items()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def test_what_was_measured_when_all_were_slower_is_not_held_against_it() -> None
     assert ranking.winner is not None
     assert ranking.winner.parameters == {"threads": 2}
     assert rank([*drifting[:1], early, late], TASK).winner == early
+
+
+def test_the_queue_comes_before_the_start() -> None:
+    """Whoever waited an hour for its turn was measured no later than it was."""
+    drifting = baselines({at: 2.0 * (1 + 0.4 * at / 60) for at in (0, 10, 20, 30, 40, 50, 60)})
+    early = record(1, 1.50, {"threads": 1})
+    waited = replace(early, phases={**early.phases, "queue": 3600.0})
+    assert rank([*drifting, waited], TASK).goodness == rank([*drifting, early], TASK).goodness
 
 
 def test_a_slow_node_is_taken_out() -> None:

@@ -48,7 +48,7 @@ class Case:
             rungs=len(record.rungs),
             started=bool(record.rungs) or any(phase in record.phases for phase in SERVING),
             number=record.number,
-            ended_at=_later(record.started_at, record.wall_s),
+            ended_at=_later(record.started_at, record.since_start_s),
             gpu_s=sum(s for phase, s in record.phases.items() if phase != "queue") * max(1, record.gpus),
             info=record.engine_info,
         )

@@ -247,8 +247,8 @@ def _winner(results: Results) -> Iterator[Text]:
     yield Text(f"Best in the search: {parameters_text(winner.parameters)}  {_last_score(winner)}", style="bold green")
     yield from _gain(results)
     yield from (Text(f"  caution: {caveat}", style="yellow") for caveat in results.caveats)
-    if results.ranking.drift.significant:
-        yield Text(f"Drift: {results.ranking.drift.words}; it is taken out of the ranking", style="yellow")
+    if results.drift:
+        yield Text(f"Drift: {results.drift}", style="yellow" if results.ranking.drift.significant else "dim")
     if best is not None:
         yield Text(f"Recommended: {parameters_text(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)

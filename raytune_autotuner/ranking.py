@@ -8,9 +8,9 @@ from datetime import datetime
 
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import TrialRecord
-from raytune_autotuner.task.spec import Task
+from raytune_autotuner.task.spec import FEWEST_BASELINES, Task
 from raytune_autotuner.verdict import Drift, Measurement, Run, drift, log_goodness, measured
-from raytune_autotuner.verdict.drift import FEWEST
+from raytune_autotuner.verdict.drift import too_few
 
 BOOTSTRAPS = 40
 """For a least noise that is roughly known; each costs about a millisecond."""
@@ -42,11 +42,14 @@ def rank(records: Iterable[TrialRecord], task: Task) -> Ranking:
     ended = [record for record in measured_once if record.outcome == "completed" and record.score]
     first = next((record for record in ended if record.trial.purpose == "baseline"), None)
     same = [record for record in ended if first and record.trial.config == first.trial.config]
-    runs = [_run(record, task) for record in same] if len(same) >= FEWEST else ()
-    found = drift(runs, task.optimization.confirm.confidence)
+    found = too_few(len(same)) if len(same) < FEWEST_BASELINES else _drift(same, task)
     own = [record for record in ended if not record.trial.again]
     goodness = {record.trial.name: _goodness(record, found) for record in own}
     return Ranking(tuple(sorted(own, key=lambda r: _key(r, goodness))), found, goodness)
+
+
+def _drift(baselines: Iterable[TrialRecord], task: Task) -> Drift:
+    return drift([_run(record, task) for record in baselines], task.optimization.confirm.confidence)
 
 
 def _goodness(record: TrialRecord, found: Drift) -> float:

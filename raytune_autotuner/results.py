@@ -86,6 +86,15 @@ class Results:
         return tuple(dict.fromkeys(note for rung in rungs for note in rung.notes))
 
     @property
+    def drift(self) -> str:
+        """What is known of drift in the course of the search, and what was made of it, in words; nothing without a search."""
+        found = self.ranking.drift
+        if not self.search:
+            return ""
+        done = "it is taken out of the ranking" if found.significant else "values are ranked as they were measured"
+        return f"{found.words}; {done}"
+
+    @property
     def search(self) -> tuple[TrialRecord, ...]:
         return tuple(r for r in self.records if r.trial.purpose == "search")
 

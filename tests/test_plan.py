@@ -34,6 +34,17 @@ def shown(plan: Plan) -> str:
     return capture.get()
 
 
+@pytest.mark.parametrize(
+    ("every", "scheduler", "said"),
+    [("5", NONE, ""), ("5", ASHA, "makes 2 to 4"), ("10", ASHA, "makes 1 to 2"), ("null", ASHA, "makes 1")],
+)
+def test_a_search_in_which_drift_may_not_be_told_is_named_before(every: str, scheduler: str, said: str) -> None:
+    """Fewer trials come to their end where they are stopped early, and so the baseline is measured less often."""
+    p = plan("optimization.max_iterations=16", f"optimization.baseline_every={every}", scheduler)
+    found = [each for each in p.assumptions if "drifts during the search" in each]
+    assert [each[-len(said) :] for each in found] == ([said] if said else [])
+
+
 def test_simple_task() -> None:
     """The plan of the simple task shows 4 of 16 grid points."""
     p = plan()

@@ -129,6 +129,17 @@ def test_confirming_runs_do_not_change_who_is_confirmed() -> None:
     assert rank([*searched, *confirmed], TASK) == rank(searched, TASK)
 
 
+def test_drift_that_could_not_be_told_is_not_passed_over(tmp_path: Path) -> None:
+    """With how many runs of the baseline there were, and how many it takes."""
+    folder = ExperimentFolder(Storage(str(tmp_path)), "e")
+    for each in (*baselines({0: 2.0, 10: 2.0}), record(5, 1.0, {"threads": 2}), record(20, 2.0, purpose="confirm")):
+        folder.save_record(each)
+    out = Console(file=io.StringIO(), width=200)
+    out.print(display.answer(load_results(folder, TASK), "folder", "file"))
+    said = "too few runs of the baseline to tell drift from noise (2 of 4); values are ranked as they were measured"
+    assert said in out.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_drift_is_told_at_the_end(tmp_path: Path) -> None:
     """In the summary and in the results file, in words."""
     folder = ExperimentFolder(Storage(str(tmp_path)), "e")

@@ -22,7 +22,7 @@ from raytune_autotuner.planning.levels import SHORT_REQUESTS, capacity_search, s
 from raytune_autotuner.planning.space import MAX_CANDIDATES, Space
 from raytune_autotuner.records import Load, Parameters, Rung
 from raytune_autotuner.task import scenarios
-from raytune_autotuner.task.spec import Benchmark, Task
+from raytune_autotuner.task.spec import FEWEST_BASELINES, Benchmark, Task
 
 SHORT_WAVES = 2
 """The short rung lets every client send this many requests, and at least ``SHORT_REQUESTS`` in all."""
@@ -133,7 +133,8 @@ def make_plan(task: Task, engine: Engine, experience: Experience | None = None) 
         task.optimization.max_iterations if grid_points is None else min(task.optimization.max_iterations, grid_points)
     )
     rungs = ladder(task)
-    again = _again(task, (math.floor(points * _stays(task, len(rungs))[-1]), points))
+    ended = (math.floor(points * _stays(task, len(rungs))[-1]), points)
+    again = _again(task, ended)
     gpus = _gpus(task, engine, examples)
     seconds = _durations(task, rungs, experience)
     work_s = _work_s(seconds, points, again)
@@ -158,7 +159,7 @@ def make_plan(task: Task, engine: Engine, experience: Experience | None = None) 
             *_search_notes(task),
             *impossible.notes(task, engine, examples),
         ),
-        assumptions=tuple(_assumptions(task, experience)),
+        assumptions=(*_assumptions(task, experience), *_drift_unknown(task, ended)),
         seconds=seconds,
         confirm=task.optimization.confirm.runs if points else (0, 0),
         limits=Limits.of(task.optimization),
@@ -173,9 +174,23 @@ def _again(task: Task, ended: tuple[int, int]) -> tuple[int, int]:
     """
     if not ended[1]:
         return (0, 0)
-    every, runs = task.optimization.baseline_every, task.optimization.confirm.runs
-    least, most = (each // every if every else 0 for each in ended)
+    (least, most), runs = _controls(task, ended), task.optimization.confirm.runs
     return (least + runs[0], most + runs[1])
+
+
+def _controls(task: Task, ended: tuple[int, int]) -> tuple[int, int]:
+    every = task.optimization.baseline_every
+    return (ended[0] // every, ended[1] // every) if every else (0, 0)
+
+
+def _drift_unknown(task: Task, ended: tuple[int, int]) -> Iterator[str]:
+    least, most = (1 + controls for controls in _controls(task, ended))
+    if ended[1] and least < FEWEST_BASELINES:
+        count = str(most) if least == most else f"{least} to {most}"
+        yield (
+            f"trials are ranked as if nothing drifts during the search: to tell that takes {FEWEST_BASELINES} runs of "
+            f"the baseline, and optimization.baseline_every makes {count}"
+        )
 
 
 def _stays(task: Task, rungs: int) -> list[float]:

@@ -189,6 +189,7 @@ def surroundings(report: Report) -> Rows:
     rows = [(str(name), str(value)) for name, value in env.items() if name != "load_average"]
     rows += [(f"package {name}", str(version)) for name, version in packages.items()]
     rows += [(f"engine: {name}", str(value)) for name, value in _engine(report.results)]
+    rows += [("drift", report.results.drift)] if report.results.drift else []
     return [*rows, *((f"session {s.number}", _session(s.host, s.started_at, s.ended_at)) for s in report.sessions)]
 
 

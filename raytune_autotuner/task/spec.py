@@ -25,6 +25,8 @@ from raytune_autotuner.task.taskfile import Document, Fault, Steps
 from raytune_autotuner.task.texts import ExpressionText, ParameterName, ScenarioText, Seconds, VariableName
 from raytune_autotuner.task.tracking import Tracking
 
+FEWEST_BASELINES = 4
+"""So many runs of the baseline are needed before drift can be told from noise."""
 NAME = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
 

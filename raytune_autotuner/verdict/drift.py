@@ -12,12 +12,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from raytune_autotuner.task.spec import FEWEST_BASELINES
 from raytune_autotuner.verdict.design import Columns, nodes
 from raytune_autotuner.verdict.effect import chance
 from raytune_autotuner.verdict.runs import Run, in_order
 
-FEWEST = 4
-"""So many runs of the baseline are needed before anything can be told from noise."""
 SHUFFLES = 2000
 NEIGHBOURS = 3
 """So many runs tell the level at one moment."""
@@ -50,8 +49,8 @@ class Drift:
 def drift(baseline_runs: Sequence[Run], confidence: float = 0.95) -> Drift:
     """What time and node did to the baseline; both are tested at ``confidence``."""
     runs = in_order(baseline_runs)
-    if len(runs) < FEWEST:
-        return Drift(f"too few runs of the baseline to tell drift from noise ({len(runs)} of {FEWEST})")
+    if len(runs) < FEWEST_BASELINES:
+        return too_few(len(runs))
     y, time = np.array([run.log_goodness for run in runs]), _time(runs)
     least = float(np.mean([run.within_variance for run in runs]))
     by_node: dict[str, float] = {}
@@ -63,6 +62,11 @@ def drift(baseline_runs: Sequence[Run], confidence: float = 0.95) -> Drift:
     levels = _levels(time[:, 1], y) if min(steady, wandering) < (1 - confidence) / 2 else ()
     times = tuple(run.started_at for run in runs) if levels else ()
     return Drift(_words(levels, by_node, len(runs)), times, levels, by_node)
+
+
+def too_few(count: int) -> Drift:
+    """Of so many runs of the baseline."""
+    return Drift(f"too few runs of the baseline to tell drift from noise ({count} of {FEWEST_BASELINES})")
 
 
 def _time(runs: Sequence[Run]) -> Columns:

@@ -87,7 +87,7 @@ class Results:
 
     @property
     def drift(self) -> str:
-        """What is known of drift in the course of the search, and what was made of it, in words; nothing without a search."""
+        """What is known of drift during the search, and what was made of it; empty without a search."""
         found = self.ranking.drift
         if not self.search:
             return ""

@@ -199,6 +199,7 @@ class Trial:
                 self._redeployed.append(f"deployed again after: {fault}")
                 self._announce("teardown", "the infrastructure failed; trying again")
                 self._stop_engine()
+                self._deadline = Deadline.after(self.job.timeout_s)  # what is lost is not the configuration's fault
 
     def _deploy(self) -> Endpoint:
         self._announce("deploy", "")

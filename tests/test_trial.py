@@ -142,6 +142,14 @@ def test_fault_matrix(tmp_path: Path, step: str, what: str) -> None:
     assert len(list(tmp_path.glob("exp/trials/*/rungs/*.json"))) == expected_rungs
 
 
+def test_a_retry_has_all_of_the_time_again(tmp_path: Path) -> None:
+    """What the infrastructure has used up is not held against the configuration."""
+    trial, backend, _ = make_trial(tmp_path, "start:transient")
+    run(trial)
+    first, second = backend.deadlines
+    assert second.at > first.at
+
+
 def test_a_retry_deploys_afresh_and_goes_on_at_the_rung_that_failed(tmp_path: Path) -> None:
     """Rung 0 is not paid for twice."""
     trial, backend, benchmark = make_trial(tmp_path, "rung1:transient")

@@ -96,9 +96,12 @@ class FakeBackend:
     leftover: bool = False
     patience_s: float = 0.0
     """What it was given to end its engine."""
+    deadlines: list[Deadline] = field(default_factory=list)
+    """Of its starts."""
 
     def start(self, deployment: Deployment, deadline: Deadline, progress: Progress) -> Endpoint:
         self.journal.append("start")
+        self.deadlines.append(deadline)
         progress("load", "the model")
         self.running = True
         self.faults.at("start")

@@ -8,15 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from typing import Any
 
 from raytune_autotuner import sessions
 from raytune_autotuner.budget import FIRST, Expectation, Limits, Open, Reserve, Standing, expect
 from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import WAITING, held_s, own_s
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.queueing import PlacedQueue
-from raytune_autotuner.records import BudgetState, Parameters, TrialRecord, TrialState
+from raytune_autotuner.records import BudgetState, Parameters, TrialRecord, TrialState, config_hash
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.verdict import Ask
 
@@ -36,8 +38,8 @@ class Purse:
         self._queue = queue
         self._limits = Limits.of(setup.task.optimization)
         self._books = Books(setup)
-        self._said = BudgetState(0.0)
-        self._closed: str | None = None
+        self._said = _said_before(setup.folder, self._limits)
+        self._closed = self._said.search if self._said.search and self._books.has_confirmed() else None
         """Why the search has ended for good: confirming has begun."""
         plan = make_plan(setup.task, setup.engine) if self._limits else None
         self._at_worst_s = plan.trial_s[1] if plan else 0.0
@@ -127,9 +129,18 @@ class Purse:
         baseline, winner = self._setup.gpus({}), self._books.best_gpus(self._setup.gpus({}))
         return Reserve(left, (left - left // 2) * max(1, winner) + left // 2 * max(1, baseline))
 
-    def _tell(self, **said: str | None) -> None:
+    def _tell(self, **said: Any) -> None:
         self._said = replace(self._said, elapsed_s=round(self._books.elapsed_s(), 1), **said)
         self._setup.folder.save_budget(self._said)
+
+
+def _said_before(folder: ExperimentFolder, limits: Limits | None) -> BudgetState:
+    """Why the search had ended when the experiment was left, which holds until the budget is another one."""
+    if limits is None:
+        return BudgetState(0.0)
+    now, before = BudgetState(0.0, gpu_s=limits.gpu_s, wall_s=limits.wall_s), folder.budget()
+    same = before is not None and (before.gpu_s, before.wall_s) == (now.gpu_s, now.wall_s)
+    return replace(now, search=before.search) if before is not None and same else now
 
 
 @dataclass(frozen=True)
@@ -191,16 +202,29 @@ class Books:
     def expected(self, at_worst_s: float) -> Expectation:
         return expect([paid.record for paid in self._paid.values()], at_worst_s)
 
+    def has_confirmed(self) -> bool:
+        """Whether a confirming run has begun, of whatever winner."""
+        return any(name.startswith("confirm-") for name in self._folder.trial_names())
+
     def confirmed(self) -> int:
-        """How many confirming runs have been made, or are."""
-        ended = sum(paid.record.trial.purpose == "confirm" for paid in self._paid.values())
-        return ended + sum(state.trial.purpose == "confirm" for state in self._states.values())
+        """How many confirming runs of baseline and best trial have been made, or are; see ``confirmation``."""
+        made: list[TrialRecord | TrialState] = [paid.record for paid in self._paid.values()]
+        made += self._states.values()
+        runs = [(each.number, each.trial.config) for each in made if each.trial.purpose == "confirm"]
+        best = self._best()
+        pair = {config_hash({}), best.trial.config if best else ""}
+        since = max((number for number, config in runs if config not in pair), default=-1)
+        return sum(number > since for number, _ in runs)
 
     def best_gpus(self, otherwise: int) -> int:
         """The GPUs of the best trial so far."""
+        best = self._best()
+        return best.gpus if best else otherwise
+
+    def _best(self) -> TrialRecord | None:
         found = (p.record for p in self._paid.values())
         scored = [r for r in found if r.outcome == "completed" and r.score and r.trial.purpose not in FIRST]
-        return min(scored, key=lambda r: rank(r.score)).gpus if scored else otherwise  # type: ignore[arg-type]
+        return min(scored, key=lambda r: rank(r.score), default=None)  # type: ignore[arg-type]
 
     def gpus_of(self, config: str) -> int:
         """Of the trial that measured the configuration."""

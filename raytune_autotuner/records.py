@@ -350,6 +350,9 @@ class BudgetState:
     """Why the search ended before its trials were used up, when the budget is why."""
     confirming: str | None = None
     """Why fewer confirming runs were made than the verdict wanted."""
+    gpu_s: float | None = None
+    """The limits that this was said of (see ``budget.Limits``)."""
+    wall_s: float | None = None
 
 
 def to_json(record: Any) -> str:

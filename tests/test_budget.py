@@ -240,8 +240,7 @@ def test_once_confirming_has_begun_the_search_is_over(tmp_path: Path) -> None:
 
 
 def confirming(number: int, parameters: dict[str, Any]) -> TrialRecord:
-    made = record(number, parameters, 1.0, purpose="confirm", rungs=1, repeat=number)
-    return replace(made, phases={"load": 0.1})
+    return record(number, parameters, 1.0, purpose="confirm", rungs=1, repeat=number)
 
 
 def test_a_search_that_is_over_stays_over_when_the_experiment_goes_on(tmp_path: Path) -> None:
@@ -250,7 +249,7 @@ def test_a_search_that_is_over_stays_over_when_the_experiment_goes_on(tmp_path: 
     reason = purse.enough()
     purse.payable((Ask("winner", None), Ask("baseline", None)), config_hash({"a": 1}))
     for each in (confirming(2, {}), confirming(3, {"a": 1})):
-        setup.folder.save_record(each)
+        setup.folder.save_record(replace(each, phases={"load": 0.1}))
     resumed, _ = purse_of(tmp_path, Line(), **budget_s(46 + 23 + 45))
     assert reason is not None
     assert resumed.enough() == reason
@@ -261,8 +260,8 @@ def test_a_search_that_is_over_stays_over_when_the_experiment_goes_on(tmp_path: 
 def test_the_money_for_confirming_is_kept_again_when_another_configuration_leads(tmp_path: Path) -> None:
     """Runs of the one that led before do not confirm it."""
     made = (*DONE, confirming(2, {}), confirming(3, {"a": 1}))
-    same, _ = purse_of(tmp_path / "same", Line(), *made, **budget_s(46 + 23 + 1))
-    other, _ = purse_of(tmp_path / "other", Line(), *made, record(4, {"a": 2}, 0.5), **budget_s(69 + 23 + 1))
+    same, _ = purse_of(tmp_path / "same", Line(), *made, **budget_s(46 + 26 + 23))
+    other, _ = purse_of(tmp_path / "other", Line(), *made, record(4, {"a": 2}, 0.5), **budget_s(69 + 26 + 23 + 25))
     assert same.enough() is None
     assert other.enough() is not None
 

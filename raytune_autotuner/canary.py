@@ -8,7 +8,9 @@ floor, which is allowed on top of the task's ``max_divergence``.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import requests
@@ -23,7 +25,12 @@ from raytune_autotuner.task.spec import Canary
 
 ANSWER_S = 120.0
 """For one answer."""
+TRIES = 3
+"""So often a prompt is put that is not answered."""
+PAUSE_S = 1.0
 SHOWN = 80
+NOT_COMPARED = "the quality of its answers was not compared"
+"""So begins the note of a trial that should have been compared."""
 
 
 class Unanswered(Exception):
@@ -36,7 +43,7 @@ class Exam:
 
     settings: Canary
     reference: str
-    """The trial that others are compared with."""
+    """The configuration that others are compared with, by its hash."""
     api_key: str | None = field(default=None, repr=False)
 
     @property
@@ -45,24 +52,25 @@ class Exam:
 
 
 class Sitting:
-    """One trial's part in the exam: it is asked once, and compared as soon as the baseline has answered, too."""
+    """One trial's part in the exam. A configuration is asked in the first of its trials that gets answers, and
+    compared as soon as the baseline has answered, too."""
 
     def __init__(self, exam: Exam | None, trial: TrialId, folder: ExperimentFolder) -> None:
         """``exam`` is ``None`` when nothing that the trial sets may change its answers."""
         self._exam, self._trial, self._folder = exam, trial, folder
-        self._compared = exam is None or trial.name == exam.reference
+        self._compared = exam is None or trial.config == exam.reference
         self._why_not = "the baseline has given none"
 
     @property
     def is_due(self) -> bool:
         """Whether the prompts are still to be put."""
-        return self._exam is not None and self._folder.answers(self._trial.name) is None
+        return self._exam is not None and answers_of(self._folder, self._trial.config, self._exam.prompts) is None
 
     def ask(self, endpoint: Endpoint, deadline: Deadline, check: Callable[[], object]) -> None:
-        """Put the prompts; twice to the trial that others are compared with."""
+        """Put the prompts; twice to the configuration that others are compared with."""
         exam = self._exam
         assert exam is not None
-        times = 2 if self._trial.name == exam.reference else 1
+        times = 2 if self._trial.config == exam.reference else 1
         try:
             rounds = tuple(ask(exam, endpoint, deadline, check) for _ in range(times))
         except Unanswered as fault:
@@ -78,7 +86,8 @@ class Sitting:
         """
         if self._exam is None or self._compared:
             return
-        own, reference = self._folder.answers(self._trial.name), self._folder.answers(self._exam.reference)
+        own = answers_of(self._folder, self._trial.config, self._exam.prompts)
+        reference = answers_of(self._folder, self._exam.reference, self._exam.prompts)
         if own is None or reference is None:
             return
         self._compared = True
@@ -88,7 +97,14 @@ class Sitting:
     @property
     def note(self) -> str | None:
         """Why nothing was compared that should have been."""
-        return None if self._compared else f"the quality of its answers was not compared: {self._why_not}"
+        return None if self._compared else f"{NOT_COMPARED}: {self._why_not}"
+
+
+def answers_of(folder: ExperimentFolder, config: str, prompts: tuple[str, ...]) -> Answers | None:
+    """What a configuration has answered to these very prompts, in whichever of its trials."""
+    names = (name for name in folder.trial_names() if name.split("-")[1:2] == [config])
+    said = (folder.answers(name) for name in names)
+    return next((each for each in said if each is not None and each.prompts == prompts), None)
 
 
 def shipped_prompts() -> tuple[str, ...]:
@@ -100,7 +116,7 @@ def ask(exam: Exam, endpoint: Endpoint, deadline: Deadline, check: Callable[[], 
     """The answers to all prompts, one after the other. ``check`` is called before each.
 
     Raises:
-        Unanswered: one of them was not answered.
+        Unanswered: one of them was not answered, however often it was put.
     """
     headers = {"Authorization": f"Bearer {exam.api_key}"} if exam.api_key else {}
     found = []
@@ -109,8 +125,16 @@ def ask(exam: Exam, endpoint: Endpoint, deadline: Deadline, check: Callable[[], 
         session.headers.update(headers)
         for prompt in exam.prompts:
             check()
-            found.append(_answer(session, endpoint, _body(exam, endpoint, prompt), deadline))
+            found.append(_patiently(session, endpoint, _body(exam, endpoint, prompt), deadline))
     return tuple(found)
+
+
+def _patiently(session: requests.Session, endpoint: Endpoint, body: dict[str, object], deadline: Deadline) -> str:
+    for _ in range(TRIES - 1):
+        with suppress(Unanswered):
+            return _answer(session, endpoint, body, deadline)
+        time.sleep(min(PAUSE_S, deadline.remaining()))
+    return _answer(session, endpoint, body, deadline)
 
 
 def _body(exam: Exam, endpoint: Endpoint, prompt: str) -> dict[str, object]:

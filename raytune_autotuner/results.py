@@ -8,12 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raytune_autotuner import pareto
 from raytune_autotuner.budget import Limits, hours
+from raytune_autotuner.canary import NOT_COMPARED
 from raytune_autotuner.confirmation import Confirmation
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
@@ -83,7 +84,17 @@ class Results:
         """What may have spoiled the measurements that the answer rests on."""
         sides = {record.trial.config for record in (self.baseline, self.winner) if record}
         rungs = (rung for record in self.records if record.trial.config in sides for rung in record.rungs)
-        return tuple(dict.fromkeys(note for rung in rungs for note in rung.notes))
+        notes = (note for rung in rungs for note in rung.notes)
+        return tuple(dict.fromkeys((*notes, *self._not_compared)))
+
+    @property
+    def _not_compared(self) -> Iterator[str]:
+        """What every run of the winner says of its exam, when none was compared with the baseline."""
+        config = self.winner.trial.config if self.winner else None
+        runs = [r for r in self.records if r.trial.config == config and r.rungs and r.reused_from is None]
+        said = [next((note for note in run.notes if note.startswith(NOT_COMPARED)), None) for run in runs]
+        if said and said[-1] and all(said):
+            yield f"winner: {said[-1]}"
 
     @property
     def drift(self) -> str:

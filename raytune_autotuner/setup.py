@@ -117,20 +117,26 @@ class Setup:
         return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)
 
     def _exam(self, trial: TrialId, parameters: Parameters) -> Exam | None:
-        """Of the baseline when a lossy parameter is searched, and of every new configuration that sets one."""
+        """Of the baseline when a lossy parameter is searched, and of every configuration that sets one.
+
+        Confirming runs are for those whose trial was not compared; without a search there is no baseline for it.
+        """
         canary, benchmark = self.task.optimization.canary, self.task.benchmark
         if canary == "none" or not benchmark.task.endswith("-to-text"):
             return None
         baseline = TrialId("baseline", config_hash({}))
+        again = trial.purpose == "confirm" and baseline.name in self.folder.trial_names()
+        if trial.purpose not in ("baseline", "search") and not again:
+            return None
         presets = (name for preset in self.task.presets for name in self.engine.presets[preset].parameters)
-        names = {
-            "baseline": {self.engine.canonical(name) or name for name in (*self.task.parameters, *presets)},
-            "search": {name for name, value in parameters.items() if value is not None and value is not False},
-        }.get(trial.purpose, set())
+        if trial.config == baseline.config:
+            names = {self.engine.canonical(name) or name for name in (*self.task.parameters, *presets)}
+        else:
+            names = {name for name, value in parameters.items() if value is not None and value is not False}
         known = (self.engine.parameters.get(name) for name in names)
         lossy = any(parameter is not None and parameter.lossy for parameter in known)
         key = os.environ.get(benchmark.api_key_env or "")
-        return Exam(canary, baseline.name, key) if lossy else None
+        return Exam(canary, baseline.config, key) if lossy else None
 
     @contextmanager
     def shared_client(self, scratch: Path) -> Iterator[Path | None]:

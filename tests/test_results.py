@@ -260,6 +260,21 @@ def test_the_knee_and_what_spoiled_it_are_told(tmp_path: Path) -> None:
     assert (told["caveats"], told["reachable_slo"]) == (list(results.caveats), {})
 
 
+@pytest.mark.parametrize(("confirming", "told"), [((), True), ((True,), True), ((True, False), False)])
+def test_a_winner_whose_answers_were_never_compared_comes_with_a_caution(
+    tmp_path: Path, confirming: tuple[bool, ...], told: bool
+) -> None:
+    """Until one of its confirming runs was."""
+    note = "the quality of its answers was not compared: HTTP 500"
+    runs = [replace(record(1, {"a": 1}, 1.0), notes=(note,))]
+    runs += [
+        replace(record(n, {"a": 1}, 1.0, purpose="confirm", rungs=1, repeat=n), notes=(note,) * missed)
+        for n, missed in enumerate(confirming, 2)
+    ]
+    results = load_results(folder_with(tmp_path, record(0, {}, 2.0, purpose="baseline"), *runs), task())
+    assert results.caveats == ((f"winner: {note}",) if told else ())
+
+
 def test_an_slo_that_nothing_keeps_names_the_tightest_one_that_is_reachable(tmp_path: Path) -> None:
     """By the trial that comes closest."""
     folder, slo = ExperimentFolder(Storage(str(tmp_path)), "exp"), {"e2e_p99_s": 0.5, "ttft_p99_s": 5.0}

@@ -206,11 +206,12 @@ def _engine(results: Results) -> Iterator[tuple[str, object]]:
 
 
 def caveats(results: Results) -> list[str]:
-    """Where something else ran than was asked, and what had no effect."""
+    """Where something else ran than was asked, what had no effect, and what may have spoiled the answer."""
     best = results.recommended or results.closest
     if best is None:
         return []
-    return [*(f"the server runs something else than was asked: {d}" for d in best.differences), *best.notes]
+    other = (f"the server runs something else than was asked: {d}" for d in best.differences)
+    return [*other, *dict.fromkeys((*best.notes, *results.caveats))]
 
 
 def launch(results: Results) -> str:

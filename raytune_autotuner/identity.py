@@ -59,10 +59,12 @@ def identity(setup: Setup) -> dict[str, Any]:
 
 def workload(task: Task, rungs: Sequence[Rung]) -> dict[str, Any]:
     """What is asked of the server, and in which steps."""
+    searched = any(rung.levels for rung in rungs)  # which levels are measured depends on the SLO then
     return {
         **task.benchmark.model_dump(mode="json", exclude=set(OURS)),
         "ladder": [asdict(rung) for rung in rungs],
         "timeout_s": task.optimization.timeout_per_iteration,
+        **({"slo": dict(task.optimization.slo)} if searched else {}),
     }
 
 

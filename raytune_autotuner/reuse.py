@@ -15,10 +15,12 @@ from raytune_autotuner.earlier import Earlier, Found, age
 from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.identity import identity, unlike
 from raytune_autotuner.ledger import held_s, own_s
+from raytune_autotuner.measuring import in_words
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.planning.space import Space
-from raytune_autotuner.records import Reused, RungRecord, TrialId, TrialRecord, config_hash
+from raytune_autotuner.records import Reused, TrialId, TrialRecord, config_hash
 from raytune_autotuner.setup import Setup
+from raytune_autotuner.task.spec import Task
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def _fitting(setup: Setup, earlier: Earlier) -> Iterator[TrialRecord]:
     for record in records:
         if record.trial.purpose != "search" or not _is_finished(record) or setup.gpus(record.parameters) != record.gpus:
             continue
+        if not _still_fails(record, earlier.task, setup.task):
+            continue
         if space.point(record.parameters) is not None and space.problem(record.parameters) is None:
             with suppress(KeyError):  # it did not measure what this objective needs
                 yield _copied(setup, earlier, record)
@@ -72,10 +76,25 @@ def _is_finished(record: TrialRecord) -> bool:
     return record.outcome == "completed" or (record.outcome == "infeasible" and ran)
 
 
+def _still_fails(record: TrialRecord, there: Task, here: Task) -> bool:
+    """Whether what it failed by is asked of it here, too; also of one that did not fail."""
+    kind = record.failure.kind if record.failure else None
+    if kind == "quality":
+        return there.optimization.canary == here.optimization.canary
+    return kind not in ("not_ready", "timeout") or _load_s(there) >= _load_s(here)
+
+
+def _load_s(task: Task) -> float:
+    """How long an engine may load; how long all of a trial may take is part of the identity."""
+    return task.ome.load_timeout_s if task.backend == "ome" else 0.0
+
+
 def _copied(setup: Setup, earlier: Earlier, record: TrialRecord) -> TrialRecord:
     """As a record of this experiment, by its own objective and limits."""
     context = Context(record.gpus, setup.task.optimization)
-    rungs = tuple(RungRecord(r.rung, r.metrics, score(r.metrics, context), r.wall_s, r.engine) for r in record.rungs)
+    rungs = tuple(
+        replace(rung, score=replace(score(rung.metrics, context), at=in_words(rung.knees))) for rung in record.rungs
+    )
     return replace(
         record,
         trial=TrialId("search", config_hash(record.parameters)),

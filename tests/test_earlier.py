@@ -13,12 +13,14 @@ import pytest
 from raytune_autotuner import history, reuse, warm_start
 from raytune_autotuner.earlier import Found, age, recent
 from raytune_autotuner.engines.engine import load_engine
+from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.identity import engine_version, hardware, identity, unlike
+from raytune_autotuner.measuring import in_words
 from raytune_autotuner.planning.experience import experience
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.planning.space import Space
-from raytune_autotuner.records import Failure, Reused, TrialId, config_hash
+from raytune_autotuner.records import Failure, Knee, Reused, TrialId, config_hash
 from raytune_autotuner.results import document, load_results, to_text
 from raytune_autotuner.search.proposer import Past
 from raytune_autotuner.storage import Storage
@@ -233,6 +235,58 @@ def test_what_differs_is_told_and_nothing_is_taken_over(changes: dict[str, Any],
     assert said in note
     assert reuse.take_over(new, found) == 0
     assert reuse.matches(new, Found()).notes == ("there is no earlier experiment to take anything over from",)
+
+
+def test_levels_that_were_searched_under_another_slo_are_another_workload(tmp_path: Path) -> None:
+    """The SLO decides which level is measured; of given levels it only decides the score."""
+    found = []
+    for objective in ("maximize_goodput", "minimize_latency"):
+        loose, tight = (
+            setup(tmp_path, of=task(optimization={"objective": objective, "slo": {"ttft_p99_s": limit}}))
+            for limit in (1.0, 0.2)
+        )
+        found.append("; ".join(unlike(identity(tight), identity(loose))))
+    assert found == ['workload: slo was {"ttft_p99_s": 1.0} and is {"ttft_p99_s": 0.2}', ""]
+
+
+def test_knees_and_notes_come_along(tmp_path: Path) -> None:
+    """With the level that the new score holds for."""
+    old = ended(tmp_path)
+    measured = record(2, BEST, 1.0)
+    last = replace(measured.rungs[-1], knees=(Knee("D(1,1)", 8, 10, ()),), notes=("the client was busy",))
+    old.folder.save_record(replace(measured, rungs=(*measured.rungs[:-1], last)))
+    new = setup(tmp_path)
+    reuse.take_over(new, recent(Storage(str(tmp_path)), but="new"))
+    taken = next(r for r in new.folder.records() if r.parameters == BEST)
+    assert (taken.rungs[-1].knees, taken.rungs[-1].notes) == (last.knees, last.notes)
+    assert taken.score is not None
+    assert taken.score.at == in_words(last.knees)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "taken"),
+    [
+        ("quality", {}, True),
+        ("quality", {"optimization": {"objective": "minimize_latency", "canary": "none"}}, False),
+        ("not_ready", {"ome": {"load_timeout_s": 60}}, True),
+        ("not_ready", {"ome": {"load_timeout_s": 61}}, False),
+        ("timeout", {"ome": {"load_timeout_s": 61}}, False),
+        ("crash", {"ome": {"load_timeout_s": 61}}, True),
+    ],
+)
+def test_a_failure_that_the_task_does_not_know_any_more_is_not_taken_over(
+    kind: FailureClass, changes: dict[str, Any], taken: bool, tmp_path: Path
+) -> None:
+    """By another quality canary, or within less time than there is now."""
+    usual = {"backend": "ome", "ome": {"load_timeout_s": 60}} if "ome" in changes else {}
+    there, here = task(**usual), task(**{**usual, **changes})
+    known = {"image": "engine:1", "hardware": ("H100",)}
+    old = ended(tmp_path, of=there, **known)
+    old.folder.save_record(record(3, DEAD, 1.0, outcome="infeasible", rungs=0, failure=Failure(kind, "why")))
+    new = setup(tmp_path, of=here, **known)
+    reuse.take_over(new, recent(Storage(str(tmp_path)), but="new"))
+    assert (f"search-{config_hash(DEAD)}" in new.folder.trial_names()) is taken
+    assert f"search-{config_hash(BEST)}" in new.folder.trial_names()
 
 
 def test_another_program_or_one_that_is_not_known_is_another_engine(tmp_path: Path) -> None:

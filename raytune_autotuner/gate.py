@@ -46,6 +46,7 @@ class ExperimentGate:
         self._ended = Ended(setup.folder)
         self._cases: tuple[Case, ...] = ()
         self._pruned = Pruner(setup.launch, ())
+        self._kinds = {node.name: node.product for node in setup.site.gpu_nodes() or ()}
         self._equals = Equals(setup.launch)
         self._equals.add({})  # the baseline
         self._earlier = {case.trial for case in self._ended.cases()}
@@ -74,7 +75,7 @@ class ExperimentGate:
         """Of what has ended by now."""
         cases = self._ended.cases()
         if cases != self._cases:
-            self._cases, self._pruned = cases, Pruner(self._setup.launch, cases)
+            self._cases, self._pruned = cases, Pruner(self._setup.launch, cases, self._kinds)
             self._equals.learn(cases)
 
     def enough(self) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,10 +13,12 @@ from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import ExperimentGate
+from raytune_autotuner.packing import GpuNode
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, config_hash
 from raytune_autotuner.setup import Setup
+from raytune_autotuner.site import Local
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import parse_task
 
@@ -91,6 +94,19 @@ def test_what_must_fail_is_refused_and_recorded(tmp_path: Path) -> None:
     assert (record.outcome, record.failure) == ("infeasible", failure)
     leave(setup, 3, {"mem_frac": 0.9}, None)
     assert gate.problem({"mem_frac": 0.9, "tp_size": 1}) is None
+
+
+class Mixed(Local):
+    def gpu_nodes(self) -> Sequence[GpuNode]:  # type: ignore[override]
+        return (GpuNode("a", 8, 8, "A10"), GpuNode("b", 8, 8, "H100"))
+
+
+def test_what_failed_on_one_of_several_kinds_of_gpu_is_not_refused(tmp_path: Path) -> None:
+    """Another trial may be given a larger one."""
+    setup = replace(make_setup(tmp_path), site=Mixed())
+    gate = make_gate(setup)
+    leave(setup, 1, {"mem_frac": 0.8}, "out_of_memory", OOM)
+    assert gate.problem({"mem_frac": 0.9}) is None
 
 
 def test_what_comes_to_the_same_is_told(tmp_path: Path) -> None:

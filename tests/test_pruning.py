@@ -54,6 +54,25 @@ def test_more_of_what_ran_out_of_memory_is_not_tried() -> None:
         assert not refused([oom], {"mem_frac": 0.9, "tp_size": 1, "chunked_prefill_size": 8192, **better})
 
 
+@pytest.mark.parametrize(
+    ("nodes", "kinds", "refused"),
+    [
+        (["small"], {"small": "A10", "small-2": "A10"}, True),
+        (["small"], {"small": "A10", "large": "H100"}, False),
+        (["small", None], {"small": "A10", "large": "H100"}, False),  # on which it was is not known
+        (["small", "large"], {"small": "A10", "large": "H100"}, True),
+    ],
+)
+def test_what_ran_out_of_memory_on_one_kind_of_gpu_is_tried_on_another(
+    nodes: list[str | None], kinds: dict[str, str], refused: bool
+) -> None:
+    """Until it has failed on each; a flag that the engine does not know fails everywhere."""
+    cases = [failed({"mem_frac": 0.8 + n / 100}, OOM, node=node) for n, node in enumerate(nodes)]
+    assert (Pruner(LAUNCH, cases, kinds).problem({"mem_frac": 0.9}) is not None) is refused
+    flag = failed({"mem_frac": 0.9, "quantization": "x"}, "unrecognized arguments: --quantization", "bad_flag")
+    assert Pruner(LAUNCH, [flag], kinds).problem({"mem_frac": 0.9, "quantization": "x"}) is not None
+
+
 def test_two_kinds_of_missing_memory_go_in_two_directions() -> None:
     """A pool too small for the weights fails at any smaller fraction, whatever the chunks are that come later."""
     small = failed({"mem_frac": 0.7, "tp_size": 2, "chunked_prefill_size": 8192}, SMALL_POOL)

@@ -33,6 +33,8 @@ class Case:
     """What it has cost; machine-seconds where there are no GPUs."""
     info: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """What the server said of its own configuration."""
+    node: str | None = None
+    """The node of the cluster that it ran on, where that is known and one."""
 
     @property
     def interrupted(self) -> bool:
@@ -51,6 +53,7 @@ class Case:
             ended_at=_later(record.started_at, record.since_start_s),
             gpu_s=sum(s for phase, s in record.phases.items() if phase != "queue") * max(1, record.gpus),
             info=record.engine_info,
+            node=record.node,
         )
 
 

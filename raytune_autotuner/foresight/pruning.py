@@ -2,14 +2,15 @@
 
 An engine file says of a failure which way a parameter makes it worse, and what plays no part in it
 (``engines.engine.FailurePattern``). Whatever lies further that way than a configuration that has failed, and is equal
-in all else that counts, is not tried. A trial that worked where the evidence says that it cannot makes it void.
+in all else that counts, is not tried. A trial that worked where the evidence says that it cannot makes it void. Where
+nodes have GPUs of several kinds, what failed on one may work on another: then it must have failed on each.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -22,6 +23,8 @@ from raytune_autotuner.records import Failure, Parameters
 
 REPEATABLE: frozenset[FailureClass] = frozenset({"out_of_memory", "bad_flag", "unsupported"})
 """Failures that come again with the same command line; others may have been chance."""
+ON_ANY_GPU: frozenset[FailureClass] = frozenset({"bad_flag"})
+"""Failures that do not depend on the GPU."""
 FLAG = re.compile(r"(?<![\w-])--?[A-Za-z][\w-]*")
 SHOWN = 120
 
@@ -69,18 +72,26 @@ class Pruner:
 
     ``cases`` are all of them, in any order; those that were never started (pruned, no fit) say nothing. A simulation
     makes them itself: the trial's name and parameters, its outcome, whether the engine got ready, and the failure with
-    the last line of the engine's log in ``reason``, by which its pattern in the engine file is found.
+    the last line of the engine's log in ``reason``, by which its pattern in the engine file is found. ``kinds`` says
+    which GPUs a node has, by its name, for all nodes that trials may go to.
     """
 
-    def __init__(self, launch: Launch, cases: Iterable[Case]) -> None:
+    def __init__(self, launch: Launch, cases: Iterable[Case], kinds: Mapping[str, str] | None = None) -> None:
         self._launch = launch
         self._cases = tuple(cases)
+        self._kinds = kinds or {}
 
     def problem(self, parameters: Parameters) -> Failure | None:
         """Why a configuration must fail, with the evidence; ``None`` when nothing says so."""
         values = self._launch.values(parameters)
-        found = next((evidence for evidence in self.evidence if evidence.covers(values)), None)
-        return None if found is None else _refusal(found, values)
+        covering = [evidence for evidence in self.evidence if evidence.covers(values)]
+        if not self._on_every_kind(covering):
+            covering = [evidence for evidence in covering if evidence.failure.kind in ON_ANY_GPU]
+        return _refusal(covering[0], values) if covering else None
+
+    def _on_every_kind(self, covering: Sequence[Evidence]) -> bool:
+        kinds = set(self._kinds.values())
+        return len(kinds) < 2 or kinds <= {self._kinds.get(evidence.case.node or "") for evidence in covering}
 
     @cached_property
     def evidence(self) -> tuple[Evidence, ...]:

@@ -589,7 +589,7 @@ def test_what_ome_can_do_is_not_refused(scenario: str) -> None:
 
 
 def test_what_is_without_effect_is_said() -> None:
-    """One sentence per setting, none where nothing was set."""
+    """One sentence per setting, and always that nothing is seen of a load while it runs."""
     given = spec.Benchmark(
         additional_params={"temperature": "0.0"},
         model_name="m",
@@ -599,6 +599,8 @@ def test_what_is_without_effect_is_said() -> None:
     )
     said = notes(given)
     assert said[0].startswith("benchmark.additional_params (temperature) are set")
-    assert len(said) == 5
-    assert all("without effect" in note for note in said)
-    assert notes(spec.Benchmark()) == []
+    assert len(said) == 6
+    assert all("without effect" in note for note in said[:5])
+    (always,) = notes(spec.Benchmark())
+    assert said[5] == always
+    assert "no load is ended early" in always

@@ -57,6 +57,10 @@ GPU_TOLERATION = {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSc
 TOKENS = re.compile(r"\b(hf|ghp|sk)[_-][A-Za-z0-9_-]{16,}")
 """Secrets by reference are unknown here, but tokens have a look of their own."""
 
+BLIND = (
+    "a BenchmarkJob tells nothing of its requests while it runs: no load is ended early, when it has lost the SLO or "
+    "the engine is saturated, and it is not seen whether the client was the limit"
+)
 TASKS = ("text-to-text",)
 SCENARIOS = re.compile(r"N\(\d+,\d+\)/\(\d+,\d+\)|U\(\d+,\d+\)(/\(\d+,\d+\))?|D\(\d+,\d+\)")
 """What the webhook of OME takes and genai-bench understands."""
@@ -116,7 +120,7 @@ def _refused(name: str, why: str) -> Problem:
 
 
 def notes(settings: spec.Benchmark) -> list[str]:
-    """What of a benchmark's settings is without effect in a BenchmarkJob, in words for plan, record and report."""
+    """What a BenchmarkJob goes without, in words for plan, record and report."""
     silent = {
         "additional_params": "are set on the BenchmarkJob, but OME hands them to nobody: without effect",
         "model_name": "is without effect: OME sends `vllm-model`",
@@ -130,7 +134,7 @@ def notes(settings: spec.Benchmark) -> list[str]:
         if value:
             given = f" ({', '.join(value)})" if isinstance(value, dict) else ""
             said.append(f"benchmark.{name}{given} {why}")
-    return said
+    return [*said, BLIND]
 
 
 def request_params(settings: spec.Benchmark) -> dict[str, str]:

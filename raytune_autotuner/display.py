@@ -253,7 +253,7 @@ def _winner(results: Results) -> Iterator[Text]:
         yield Text(f"Recommended: {parameters_text(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)
         yield from (Text(f"  differs from what was asked: {each}", style="yellow") for each in best.differences)
-        yield from (Text(f"  note: {each}", style="yellow") for each in best.notes)
+        yield from (Text(f"  note: {each}", style="yellow") for each in results.notes(best))
 
 
 def verified(verdict: Verdict | None, location: str) -> RenderableType:

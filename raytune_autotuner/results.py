@@ -87,6 +87,10 @@ class Results:
         notes = (note for rung in rungs for note in rung.notes)
         return tuple(dict.fromkeys((*notes, *self._not_compared)))
 
+    def notes(self, record: TrialRecord) -> tuple[str, ...]:
+        """A trial's; of the winner's exam ``caveats`` tell, since a later run may have made up for it."""
+        return tuple(n for n in record.notes if record is not self.winner or not n.startswith(NOT_COMPARED))
+
     @property
     def _not_compared(self) -> Iterator[str]:
         """What every run of the winner says of its exam, when none was compared with the baseline."""

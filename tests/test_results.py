@@ -273,6 +273,8 @@ def test_a_winner_whose_answers_were_never_compared_comes_with_a_caution(
     ]
     results = load_results(folder_with(tmp_path, record(0, {}, 2.0, purpose="baseline"), *runs), task())
     assert results.caveats == ((f"winner: {note}",) if told else ())
+    assert results.winner is not None
+    assert results.notes(results.winner) == ()
 
 
 def test_an_slo_that_nothing_keeps_names_the_tightest_one_that_is_reachable(tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def caveats(results: Results) -> list[str]:
     if best is None:
         return []
     other = (f"the server runs something else than was asked: {d}" for d in best.differences)
-    return [*other, *dict.fromkeys((*best.notes, *results.caveats))]
+    return [*other, *dict.fromkeys((*results.notes(best), *results.caveats))]
 
 
 def launch(results: Results) -> str:

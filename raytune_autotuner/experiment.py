@@ -86,6 +86,7 @@ def run(setup: Setup, options: Options, course: Course | None = None) -> Results
     """
     check(setup.task.tracking)
     sweep()
+    sessions.check(setup, resume=options.resume)  # before the lock of a dead holder goes, which says when it died
     with lock.hold(setup.folder.root, force=options.force, lost=_leave) as found:
         session = sessions.begin(setup, resume=options.resume, found=found)
         setup = replace(setup, folder=replace(setup.folder, session=session.number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -18,15 +19,30 @@ from typing import Any
 from raytune_autotuner import __version__
 from raytune_autotuner.records import Rung
 from raytune_autotuner.setup import Setup
-from raytune_autotuner.task.spec import Task
+from raytune_autotuner.task import taskfile
+from raytune_autotuner.task.spec import Optimization, Task
+from raytune_autotuner.task.taskfile import Steps
 
 NVIDIA_SMI_S = 10.0
 OURS = frozenset({"api_key_env", "rungs"})
 """Fields of the benchmark that change nothing, or are told by the ladder."""
-OME = ("image", "env", "replicas", "decoder", "router", "template", "benchmark", "benchmark_image", "node_selector")
+OME = (
+    *("image", "env", "secret_env", "annotations", "model_kind", "replicas", "decoder", "router", "template"),
+    *("benchmark", "benchmark_image", "node_selector"),
+)
 """Fields of ``ome`` that decide what runs, where, and how it is measured."""
+FILES: Sequence[Steps] = (
+    ("model", "chat_template"),
+    ("runtime", "ome", "template"),
+    ("workload", "dataset", "path"),
+    ("workload", "dataset", "config"),
+)
+"""What may name a file: what is in it counts, not where it lies."""
+SCORE = frozenset({"objective", "objectives", "weights", "slo", "canary"})
 PACKAGES = {"llamacpp_server": "xllamacpp", "sglang": "sglang", "vllm": "vllm"}
 """Who serves, by a part of the command."""
+FIELDS = 2
+"""Levels of names in ``constant`` that are ours; below them, they are the user's."""
 MOVING = re.compile(r"(^|:)(latest|main|nightly|dev)$")
 
 Identity = Mapping[str, Any]
@@ -54,7 +70,38 @@ def identity(setup: Setup) -> dict[str, Any]:
             default=_plain,
         )
     )
+    for steps in FILES:
+        if taskfile.holds(found, steps):
+            taskfile.at(found, steps[:-1])[steps[-1]] = _contents(taskfile.at(found, steps))
     return found
+
+
+def constant(setup: Setup) -> dict[str, Any]:
+    """By topic, what has to stay as it is from an experiment's first session to its last.
+
+    What limits or steers the search may change, a timeout too: what it let end is the same with another one. So may
+    the machines: a node that is lost must not end an experiment.
+    """
+    task, found = setup.task, identity(setup)
+    runtime = {name: value for name, value in found["runtime"].items() if name not in ("command", "arguments")}
+    given = {
+        "engine": setup.engine.name,
+        "command": setup.command,
+        "runtime_args": setup.runtime_args,
+        "served_name": setup.facts.get("served_name"),
+        "extra_args": task.extra_args,
+        "model": {name: value for name, value in found["model"].items() if name != "facts"},
+        "runtime": {**runtime, "base_runtime": task.base_runtime, "image": setup.image},
+        "resources": task.resources.model_dump(include={"cpus", "gpus"}),
+        "workload": {name: value for name, value in found["workload"].items() if name != "timeout_s"},
+        "score": _score(task.optimization),
+    }
+    return dict(json.loads(json.dumps(given)))
+
+
+def _score(optimization: Optimization) -> dict[str, Any]:
+    priced = "minimize_cost" in (optimization.objective, *optimization.objectives)
+    return optimization.model_dump(mode="json", include=SCORE | ({"price_per_gpu_hour"} if priced else set()))
 
 
 def workload(task: Task, rungs: Sequence[Rung]) -> dict[str, Any]:
@@ -108,9 +155,38 @@ def _difference(here: Any, there: Any) -> str:
     return f"was {_short(there)} and is {_short(here)}"
 
 
+def changes(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    """In words, each value in what was written of ``constant`` that is another one now.
+
+    Topics and their fields that were not written yet, because a newer version knows them, say nothing.
+    """
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = before if place.count(".") < FIELDS else {**before, **now}
+        for name in names:
+            yield from changes(before.get(name), now.get(name), f"{place}.{name}")
+    elif _are_mappings(before) and _are_mappings(now) and len(before) == len(now):
+        for index, (one, other) in enumerate(zip(before, now, strict=True)):
+            yield from changes(one, other, f"{place}.{index}")
+    elif before != now:
+        yield f"{place[1:]} was {before} and is {now}"
+
+
+def _are_mappings(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, Mapping) for each in value)
+
+
 def _short(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _contents(path: str | None) -> str | None:
+    """A file by its name and what is in it; what names no file here stays as it is."""
+    file = Path(path or "").expanduser()
+    try:
+        return f"{file.name} (sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]})"
+    except OSError:
+        return path
 
 
 def _plain(value: Any) -> Any:

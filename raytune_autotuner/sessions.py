@@ -13,7 +13,7 @@ from typing import Any
 from raytune_autotuner import __version__
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.folder import SESSIONS, ExperimentFolder, session_file
-from raytune_autotuner.identity import identity
+from raytune_autotuner.identity import changes, constant, identity
 from raytune_autotuner.lock import Held
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
@@ -38,24 +38,33 @@ def begin(setup: Setup, *, resume: bool, found: Held | None) -> Session:
     Raises:
         EnvironmentFault: there is an experiment of that name already, or none to resume, or it has changed.
     """
-    root = setup.folder.root
-    earlier = load(setup.folder)
-    if root.exists("task.json") and not resume:
-        raise EnvironmentFault(f"there is an experiment in {root.location()}: resume it, or choose another --name")
-    if earlier:
-        _check_version(earlier[-1])
-        _check_unchanged(setup)
+    check(setup, resume=resume)
+    root, earlier = setup.folder.root, load(setup.folder)
     root.delete("stop")
     root.delete("halt.json")
     if found is not None and earlier and earlier[-1].ended_at is None:
         _write(setup.folder, replace(earlier[-1], ended_at=found.beat_at.isoformat(timespec="milliseconds")))
-    root.write("inputs.json", to_text(_inputs(setup)))
+    root.write("inputs.json", to_text(constant(setup)))
     root.write("identity.json", to_text(identity(setup)))
     root.write("environment.json", to_text(environment(setup)))
     root.write("task.json", setup.task.model_dump_json(indent=1))
     session = Session(len(earlier) + 1, platform.node(), __version__, utc_now())
     _write(setup.folder, session)
     return session
+
+
+def check(setup: Setup, *, resume: bool) -> None:
+    """As ``begin`` does, and writes nothing.
+
+    Raises:
+        EnvironmentFault: as of ``begin``.
+    """
+    root = setup.folder.root
+    if root.exists("task.json") and not resume:
+        raise EnvironmentFault(f"there is an experiment in {root.location()}: resume it, or choose another --name")
+    if earlier := load(setup.folder):
+        _check_version(earlier[-1])
+        _check_unchanged(setup)
 
 
 def end(folder: ExperimentFolder, session: Session) -> None:
@@ -82,21 +91,9 @@ def _write(folder: ExperimentFolder, session: Session) -> None:
     folder.root.write(session_file(session.number), to_text(asdict(session)))
 
 
-def _inputs(setup: Setup) -> dict[str, Any]:
-    """What comes from outside of the task file and decides what is measured."""
-    return {
-        "engine": setup.engine.name,
-        "command": list(setup.command) if setup.command is not None else None,
-        "runtime_args": list(setup.runtime_args),
-        "served_name": setup.facts.get("served_name"),
-    }
-
-
 def _check_unchanged(setup: Setup) -> None:
     text = setup.folder.root.read("inputs.json")
-    before, now = json.loads(text) if text else {}, _inputs(setup)
-    if changed := [name for name, value in before.items() if now.get(name) != value]:
-        said = "; ".join(f"{name} was {before[name]} and is {now.get(name)}" for name in changed)
+    if said := "; ".join(changes(json.loads(text) if text else {}, constant(setup))):
         raise EnvironmentFault(
             f"experiment {setup.folder.name} cannot go on, because what it compares with has changed: {said}. "
             "Put it back, or begin a new experiment"

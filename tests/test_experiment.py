@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.lock import LOCK, Holder
 from raytune_autotuner.results import Results
 from raytune_autotuner.site import Local
 from raytune_autotuner.storage import Storage
@@ -266,6 +267,79 @@ def test_an_experiment_does_not_go_on_with_another_engine(tmp_path: Path) -> Non
     changed = replace(setup, runtime_args=("--other", "1"))
     with pytest.raises(EnvironmentFault, match=r"runtime_args was \[\] and is \['--other', '1'\]"):
         experiment.run(changed, Options(tmp_path / "r.json", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"benchmark__num_concurrency": [3]}, r"workload\.num_concurrency was \[.*\] and is \[3\]"),
+        ({"benchmark__rungs": [{"max_requests": 7}]}, r"workload\.ladder was "),
+        ({"benchmark__additional_params": {"top_k": 3}}, r"workload\.additional_params\.top_k was None and is 3"),
+        ({"optimization__objective": "maximize_throughput"}, r"score\.objective was .* and is maximize_throughput"),
+        ({"optimization__slo": {"ttft_p99_s": 9.0}}, r"score\.slo\.ttft_p99_s was None and is 9\.0"),
+        ({"extra_args": ["--other"]}, r"extra_args was \[\] and is \['--other'\]"),
+        ({"runtime": {"env": {"A": "1"}}}, r"runtime\.environment\.A was None and is 1"),
+        ({"model__name": "another"}, r"model\.name was .* and is another"),
+        ({"resources__gpus": 2}, r"resources\.gpus was None and is 2"),
+    ],
+)
+def test_an_experiment_does_not_go_on_with_another_question(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """What decides a measurement or its score stays, and nothing is written before that is known."""
+    setup = fake_setup(tmp_path)
+    sessions.begin(setup, resume=False, found=None)
+    dead = replace(Holder.me(), started="1")
+    setup.folder.root.write(LOCK, json.dumps(asdict(dead)))
+    before = {path: path.read_bytes() for path in (tmp_path / "exp").rglob("*") if path.is_file()}
+    with pytest.raises(EnvironmentFault, match=f"what it compares with has changed: .*{said}"):
+        experiment.run(fake_setup(tmp_path, **changes), Options(tmp_path / "r.json", resume=True))
+    assert {path: path.read_bytes() for path in (tmp_path / "exp").rglob("*") if path.is_file()} == before
+
+
+def test_what_limits_or_steers_the_search_may_change(tmp_path: Path) -> None:
+    """Trials are known by their configuration, so the space may change as well."""
+    sessions.begin(fake_setup(tmp_path), resume=False, found=None)
+    changed = fake_setup(
+        tmp_path,
+        optimization__max_iterations=50,
+        optimization__seed=7,
+        optimization__strategy="random",
+        optimization__timeout_per_iteration=77,
+        optimization__max_concurrent_trials=1,
+        optimization__confirm={"repeats": 1},
+        optimization__budget={"gpu_hours": 3},
+        optimization__scheduler={"type": "asha", "reduction_factor": 3},
+        parameters__speed={"type": "choice", "values": [1.0, 9.0], "flag": "--speed"},
+        constraints=["speed < 9"],
+        description="longer",
+    )
+    assert sessions.begin(changed, resume=True, found=None).number == 2
+
+
+def test_an_experiment_of_before_this_was_written_down_goes_on(tmp_path: Path) -> None:
+    """What is not known of it cannot have changed; from then on it is known."""
+    sessions.begin(fake_setup(tmp_path), resume=False, found=None)
+    inputs = {"engine": "llamacpp", "command": None, "runtime_args": [], "served_name": "m"}
+    (tmp_path / "exp" / "inputs.json").write_text(json.dumps(inputs))
+    other = fake_setup(tmp_path, benchmark__num_concurrency=[3])
+    assert sessions.begin(other, resume=True, found=None).number == 2
+    with pytest.raises(EnvironmentFault, match="has changed"):
+        sessions.begin(fake_setup(tmp_path), resume=True, found=None)
+
+
+def test_a_dataset_is_what_is_in_its_file(tmp_path: Path) -> None:
+    """Wherever it lies; another text under the same name is another workload."""
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "prompts.txt").write_text("a\nb\n")
+    setups = [
+        fake_setup(tmp_path, benchmark__traffic_scenarios=["dataset"], benchmark__dataset={"path": str(path)})
+        for path in (tmp_path / "here" / "prompts.txt", tmp_path / "there" / "prompts.txt")
+    ]
+    sessions.begin(setups[0], resume=False, found=None)
+    sessions.begin(setups[1], resume=True, found=None)
+    (tmp_path / "there" / "prompts.txt").write_text("c\n")
+    with pytest.raises(EnvironmentFault, match=r"workload\.dataset\.path was prompts\.txt \(sha256"):
+        sessions.begin(setups[1], resume=True, found=None)
 
 
 @pytest.mark.parametrize(("version", "goes_on"), [("0.0.1", False), ("{minor}.99", True)])

@@ -30,7 +30,8 @@ STALE_S = 60.0
 WATCH_S = 4 * BEAT_S
 """How long a holder that is said to be dead is watched for a sign of life."""
 SETTLE_S = 1.0
-"""Of two who take a lock in the same moment, the one that wrote last has it: when both look again after this."""
+"""Of two who take a lock in the same moment, the one that wrote last has it: when both look again after this. A free
+lock on a filesystem with hard links is made by one alone, and needs no second look."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def read(folder: Storage) -> Held | None:
     text, beat_at = folder.read(LOCK), folder.modified(LOCK)
     if text is None or beat_at is None:
         return None
-    return Held(Holder(**json.loads(text)), beat_at, max(0.0, (folder.now() - beat_at).total_seconds()))
+    return Held(_holder(text), beat_at, max(0.0, (folder.now() - beat_at).total_seconds()))
 
 
 @contextmanager
@@ -99,11 +100,8 @@ def hold(folder: Storage, *, force: bool = False, lost: Callable[[str], None]) -
     if found is not None and found.is_alive and not (force and _is_silent(folder, found)):
         raise HeldByAnother(_refusal(folder, found, force))
     me = Holder.me()
-    folder.write(LOCK, _text(me))
+    _take(folder, me, found)
     ended = threading.Event()
-    if not folder.is_local:
-        ended.wait(SETTLE_S)
-    _check(folder, me)
     beating = threading.Thread(target=_beat, args=(folder, me, ended, lost), name="lock-heartbeat", daemon=True)
     beating.start()
     try:
@@ -116,6 +114,46 @@ def hold(folder: Storage, *, force: bool = False, lost: Callable[[str], None]) -
             folder.delete(LOCK)
 
 
+def _take(folder: Storage, me: Holder, found: Held | None) -> None:
+    """Have the lock that was free, or whose holder is dead; ``HeldByAnother`` when somebody else was faster."""
+    is_exclusive = folder.is_local and _made(folder, me, found)
+    if not is_exclusive:
+        folder.write(LOCK, _text(me))
+    if found is not None or not is_exclusive:
+        threading.Event().wait(SETTLE_S)
+    _check(folder, me)
+
+
+def _made(folder: Storage, me: Holder, found: Held | None) -> bool:
+    """Whether our lock was made as a new file, which only one can do; not on a filesystem without hard links."""
+    with suppress(StorageFault):  # where nothing can be written at all, the next one tells
+        if found is not None:
+            _put_away(folder, me, found)
+        if not folder.create(LOCK, _text(me)):
+            _refuse_other(folder, me)
+        return True
+    return False
+
+
+def _put_away(folder: Storage, me: Holder, found: Held) -> None:
+    """Take a dead holder's lock out of the way; one that somebody has taken since is put back."""
+    aside = f"{LOCK}.{me.token}.tmp"
+    if not folder.move(LOCK, aside):
+        return
+    text = folder.read(aside)
+    if text and _holder(text).token != found.holder.token:
+        folder.create(LOCK, text)
+    folder.delete(aside)
+
+
+def _refuse_other(folder: Storage, me: Holder) -> None:
+    """Our own it may be when a server of NFS was asked twice, because its first answer was lost."""
+    text = folder.read(LOCK)
+    if text is None or _holder(text).token != me.token:
+        who = _holder(text) if text else "somebody else"
+        raise HeldByAnother(f"{folder.location()} was taken by {who} in the same moment")
+
+
 def _beat(folder: Storage, me: Holder, ended: threading.Event, lost: Callable[[str], None]) -> None:
     while not ended.wait(BEAT_S):
         try:
@@ -125,11 +163,13 @@ def _beat(folder: Storage, me: Holder, ended: threading.Event, lost: Callable[[s
             return lost(str(error))
         except StorageFault:  # away for a while; what it cannot take, the experiment itself will notice
             continue
+        except Exception as error:  # noqa: BLE001 - a heart that stopped unseen would let a second driver in beside us
+            return lost(f"the heartbeat in {folder.location()} has failed, so that others may take it over: {error!r}")
 
 
 def _check(folder: Storage, me: Holder) -> None:
     text = folder.read(LOCK)
-    holder = Holder(**json.loads(text)) if text else None
+    holder = _holder(text) if text else None
     if holder is not None and holder.token != me.token:
         raise HeldByAnother(f"{folder.location()} was taken over by {holder}")
 
@@ -148,6 +188,10 @@ def _refusal(folder: Storage, found: Held, force: bool) -> str:
     if force:
         return f"{sign}, and it is alive; end it first (raytune-autotuner stop)"
     return f"{sign}; end it (raytune-autotuner stop), or take it over with --force if that process is dead"
+
+
+def _holder(text: str) -> Holder:
+    return Holder(**json.loads(text))
 
 
 def _text(holder: Holder) -> str:

@@ -91,6 +91,25 @@ class Storage:
         write = self._write_local if self.is_local else self._write_remote
         self._ask("write", path, lambda: write(path, text.encode()))
 
+    def create(self, path: str, text: str) -> bool:
+        """Write a whole file where there is none; of several who try, one does. On a local filesystem only.
+
+        By ``link(2)``, which is exclusive on NFS as well.
+
+        Raises:
+            StorageFault: it refuses, or has no hard links.
+        """
+        return self._ask("write", path, lambda: self._write_local(path, text.encode(), new=True))
+
+    def move(self, path: str, to: str) -> bool:
+        """Rename a file; of several who try, one does. On a local filesystem only."""
+        root = Path(self.opened[1])
+        try:
+            self._ask("move", path, lambda: (root / path).rename(root / to))
+        except FileNotFoundError:
+            return False
+        return True
+
     def read(self, path: str) -> str | None:
         """The file's text, or ``None`` when there is no such file.
 
@@ -239,8 +258,11 @@ class Storage:
 
         self._ask("write", path, copy, timeout_s=ANSWER_TIMEOUT_S + file.stat().st_size / UPLOAD_BYTES_PER_S)
 
-    def _write_local(self, path: str, data: bytes) -> None:
-        """Durable when it returns: a record that was reported as finished survives the end of the machine."""
+    def _write_local(self, path: str, data: bytes, *, new: bool = False) -> bool:
+        """Durable when it returns: a record that was reported as finished survives the end of the machine.
+
+        ``False`` when it should be ``new``, and there is one.
+        """
         target = Path(self.opened[1]) / path
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -249,12 +271,15 @@ class Storage:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
+            if new:
+                return _linked(temporary, target)
             temporary.replace(target)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+        return True
 
-    def _write_remote(self, path: str, data: bytes) -> None:
+    def _write_remote(self, path: str, data: bytes) -> bool:
         filesystem, root = self.opened
         target = f"{root}/{path}"
         whole = makes_whole_files(filesystem)
@@ -265,6 +290,7 @@ class Storage:
             stream.write(data)
         if not whole:
             filesystem.move(temporary, target)
+        return True
 
     def _info(self, path: str) -> pafs.FileInfo:
         filesystem, root = self.opened
@@ -289,6 +315,16 @@ class Storage:
             raise
         except STORE_ERRORS as error:
             raise StorageFault(f"cannot {verb} {self.location(path)}: {error}") from error
+
+
+def _linked(temporary: Path, target: Path) -> bool:
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError:
+        return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def _is_whole(data: bytes) -> bool:

@@ -137,3 +137,85 @@ def test_the_heartbeat_goes_on(folder: Storage, monkeypatch: pytest.MonkeyPatch)
     with lock.hold(folder, lost=nobody):
         first = folder.modified(LOCK)
         until(lambda: folder.modified(LOCK) != first)
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_of_many_who_take_it_in_the_same_moment_one_has_it(
+    folder: Storage, monkeypatch: pytest.MonkeyPatch, left: bool
+) -> None:
+    """All have seen the same free or dead lock before any of them takes it."""
+    many = 8
+    if left:
+        leave(folder, replace(Holder.me(), started="1"))
+    seen = threading.Barrier(many)
+    read, first = lock.read, threading.local()
+
+    def read_together(storage: Storage) -> Held | None:
+        found = read(storage)
+        if not hasattr(first, "done"):
+            first.done = True
+            seen.wait()
+        return found
+
+    monkeypatch.setattr(lock, "read", read_together)
+    holders, refused = [], []
+    all_tried = threading.Barrier(many)
+
+    def take() -> None:
+        try:
+            with lock.hold(folder, lost=nobody) as found:
+                holders.append(found)
+                all_tried.wait()
+        except HeldByAnother as error:
+            refused.append(str(error))
+            all_tried.wait()
+
+    threads = [threading.Thread(target=take) for _ in range(many)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(holders), len(refused)) == (1, many - 1)
+    assert (holders[0] is not None) is left
+    assert "in the same moment" in refused[0]
+    assert folder.list() == []
+
+
+def test_a_lock_that_was_taken_over_since_is_put_back(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes late with an old look at a dead holder does not push out the new one."""
+    leave(folder, replace(Holder.me(), started="1"))
+    dead = lock.read(folder)
+    with lock.hold(folder, lost=nobody):
+        monkeypatch.setattr(lock, "read", lambda storage: dead)
+        refused = pytest.raises(HeldByAnother, match=f"process {os.getpid()} .* in the same moment")
+        with refused, lock.hold(folder, lost=nobody):
+            pass
+        assert folder.list() == [LOCK]
+
+
+def test_without_hard_links_the_last_to_write_has_it(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a while in which another one would have written."""
+
+    def refuse(path: Path, target: Path) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(lock, "SETTLE_S", 0.01)
+    with lock.hold(folder, lost=nobody):
+        held = lock.read(folder)
+        assert held is not None
+        assert held.holder.pid == os.getpid()
+
+
+def test_a_heart_that_stops_for_an_unknown_reason_is_told(folder: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the lock would grow stale while its holder runs on."""
+    monkeypatch.setattr(lock, "BEAT_S", 0.02)
+    reasons: list[str] = []
+    with lock.hold(folder, lost=reasons.append), monkeypatch.context() as patched:
+        patched.setattr(lock, "_text", broken)
+        until(lambda: reasons)
+    assert "RuntimeError('no thread')" in reasons[0]
+
+
+def broken(holder: Holder) -> str:
+    raise RuntimeError("no thread")

@@ -14,6 +14,7 @@ import hashlib
 import re
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from types import TracebackType
 from typing import Any
@@ -23,7 +24,8 @@ from raytune_autotuner.kube import CONFIG_MAP, Cluster, Conflict, Rejected
 from raytune_autotuner.records import TrialId
 
 EXPERIMENT, TRIAL, CONFIG = (f"raytune-autotuner/{name}" for name in ("experiment", "trial", "config"))
-ANCHOR, HOLDER, HEARTBEAT = (f"raytune-autotuner/{name}" for name in ("anchor", "holder", "heartbeat"))
+ANCHOR, HEARTBEAT = (f"raytune-autotuner/{name}" for name in ("anchor", "heartbeat"))
+HOLDER, HOLDER_ID = (f"raytune-autotuner/{name}" for name in ("holder", "holder-id"))
 MANAGED: Mapping[str, str] = {"app.kubernetes.io/managed-by": "raytune-autotuner"}
 """On everything that this program makes, so that a selector finds it whatever the experiment."""
 
@@ -99,6 +101,18 @@ def is_alive(anchor: Manifest, now: datetime) -> bool:
     return silence_s(anchor, now) < STALE_S
 
 
+@dataclass(frozen=True)
+class Holder:
+    name: str
+    """For people; two may have the same, as two machines have the same paths."""
+    id: str = ""
+
+    def has(self, anchor: Manifest) -> bool:
+        """Whether it is its own; an anchor without an id (of ``gc``, of an earlier version) goes by the name."""
+        found = _annotation(anchor, HOLDER_ID)
+        return found == self.id if found else holder_of(anchor) == self.name
+
+
 def holder_of(anchor: Manifest) -> str:
     return _annotation(anchor, HOLDER) or "unknown"
 
@@ -118,7 +132,7 @@ class Anchor:
     removes it with everything that it owns.
     """
 
-    def __init__(self, cluster: Cluster, namespace: str, experiment: str, holder: str, uid: str) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, experiment: str, holder: Holder, uid: str) -> None:
         self.cluster = cluster
         self.namespace = namespace
         self.experiment = experiment
@@ -132,23 +146,25 @@ class Anchor:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def create(cls, cluster: Cluster, namespace: str, experiment: str, holder: str) -> Anchor:
+    def create(cls, cluster: Cluster, namespace: str, experiment: str, holder: str, holder_id: str = "") -> Anchor:
         """Take an experiment's anchor: make it, or take over the one that this holder or nobody alive has.
 
-        ``holder`` names the experiment's folder rather than a process, so that it can be resumed at once.
+        ``holder`` names the experiment's folder rather than a process, so that it can be resumed at once, and
+        ``holder_id`` tells that folder from any other.
 
         Raises:
             Taken: another holder is alive.
             TransientError: it is being deleted, or others changed it at every attempt.
         """
+        me = Holder(holder, holder_id)
         for _ in range(ATTEMPTS):
             now = server_time(cluster, namespace)
             found = cluster.get(CONFIG_MAP, anchor_name(experiment), namespace)
-            if found is not None and holder_of(found) != holder and is_alive(found, now):
+            if found is not None and not me.has(found) and is_alive(found, now):
                 raise Taken(_taken(experiment, namespace, holder_of(found), silence_s(found, now)))
             if found is not None and "deletionTimestamp" in found["metadata"]:
                 raise TransientError(f"experiment {experiment} is just being removed from namespace {namespace}")
-            manifest = _manifest(experiment, namespace, holder, now, found)
+            manifest = _manifest(experiment, namespace, me, now, found)
             try:
                 kept = cluster.replace(CONFIG_MAP, manifest) if found else cluster.create(CONFIG_MAP, manifest)
             except Conflict:
@@ -157,7 +173,7 @@ class Anchor:
                 if error.status not in (404, 409):  # gone, or there, since we looked
                     raise
                 continue
-            return cls(cluster, namespace, experiment, holder, kept["metadata"]["uid"])
+            return cls(cluster, namespace, experiment, me, kept["metadata"]["uid"])
         raise TransientError(f"the anchor of experiment {experiment} in namespace {namespace} kept changing")
 
     def owner_reference(self) -> dict[str, Any]:
@@ -179,7 +195,7 @@ class Anchor:
         found = self.cluster.get(CONFIG_MAP, self.name, self.namespace)
         if found is None or found["metadata"]["uid"] != self.uid:
             self._lost = "it has been deleted, and with it everything that the experiment had in the cluster"
-        elif holder_of(found) != self._holder:
+        elif not self._holder.has(found):
             self._lost = f"{holder_of(found)} has taken it over, because no heartbeat came through for {STALE_S:.0f} s"
         else:
             self.cluster.replace(CONFIG_MAP, _manifest(self.experiment, self.namespace, self._holder, now, found))
@@ -194,7 +210,7 @@ class Anchor:
         """Remove the anchor, and so everything that it owns; nothing when it is not ours any more. Idempotent."""
         self.end()
         found = self.cluster.get(CONFIG_MAP, self.name, self.namespace)
-        if found is not None and found["metadata"]["uid"] == self.uid and holder_of(found) == self._holder:
+        if found is not None and found["metadata"]["uid"] == self.uid and self._holder.has(found):
             self.cluster.delete(CONFIG_MAP, self.name, self.namespace, uid=self.uid)
 
     def end(self) -> None:
@@ -223,14 +239,16 @@ class Anchor:
                 self.problem = str(error)
 
 
-def _manifest(experiment: str, namespace: str, holder: str, now: datetime, found: Manifest | None) -> dict[str, Any]:
+def _manifest(experiment: str, namespace: str, holder: Holder, now: datetime, found: Manifest | None) -> dict[str, Any]:
     """The anchor as it should be; with the version of ``found``, so that a change in between is noticed."""
-    metadata = {
+    metadata: dict[str, Any] = {
         "name": anchor_name(experiment),
         "namespace": namespace,
         "labels": {**labels(experiment), ANCHOR: "true"},
-        "annotations": {HOLDER: holder, HEARTBEAT: now.isoformat(timespec="seconds").replace("+00:00", "Z")},
+        "annotations": {HOLDER: holder.name, HEARTBEAT: now.isoformat(timespec="seconds").replace("+00:00", "Z")},
     }
+    if holder.id:
+        metadata["annotations"][HOLDER_ID] = holder.id
     if found is not None:
         metadata["resourceVersion"] = found["metadata"]["resourceVersion"]
         metadata["uid"] = found["metadata"]["uid"]

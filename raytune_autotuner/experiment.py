@@ -109,11 +109,10 @@ def _leave(reason: str) -> None:
 
 
 def _run_trials(setup: Setup, options: Options, past: Past, course: Course | None) -> None:
-    name, place = setup.folder.name, setup.folder.root.location()
     trials = [proposal.trial for proposal in past.open]
     with ExitStack() as stack:
-        folder = stack.enter_context(_scratch(name))
-        held = setup.site.held(name, place, trials, partial(settle, setup.folder))
+        folder = stack.enter_context(_scratch(setup.folder.name))
+        held = setup.site.held(setup.folder, trials, partial(settle, setup.folder))
         setup = replace(setup, site=stack.enter_context(held))
         nodes = setup.site.gpu_nodes()
         stack.enter_context(connected(declared(nodes or ()), folder, dashboard=options.dashboard))

@@ -4,6 +4,7 @@
 
     <storage>/<experiment>/
         task.json plan.json environment.json    what was asked, what was planned, what it runs on
+        id                                      tells it from all others in a cluster; made once
         stop                                    asks every process of the experiment to end in order
         halt.json                               asks single trials to end in order, and says why
         budget.json                             how long it has run, and what the budget has ended
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -65,6 +67,7 @@ class _Recent(Generic[T]):
 
 
 SESSIONS = "sessions"
+ID = "id"
 
 
 def session_file(number: int) -> str:
@@ -101,6 +104,17 @@ class ExperimentFolder:
     @cached_property
     def _later(self) -> _Recent[bool]:
         return _Recent()
+
+    def own_id(self) -> str:
+        """Tells this experiment from any other, whose folder may have the same path on another machine.
+
+        Made when it is first asked for; only the one who holds the experiment may ask.
+        """
+        found = self.root.read(ID)
+        if not found:
+            found = uuid.uuid4().hex
+            self.root.write(ID, found)
+        return found
 
     def request_stop(self) -> None:
         self.root.write("stop", "")

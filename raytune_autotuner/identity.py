@@ -101,7 +101,7 @@ def constant(setup: Setup) -> dict[str, Any]:
 
 def _score(optimization: Optimization) -> dict[str, Any]:
     priced = "minimize_cost" in (optimization.objective, *optimization.objectives)
-    return optimization.model_dump(mode="json", include=SCORE | ({"price_per_gpu_hour"} if priced else set()))
+    return optimization.model_dump(mode="json", include={*SCORE, *(["price_per_gpu_hour"] if priced else [])})
 
 
 def workload(task: Task, rungs: Sequence[Rung]) -> dict[str, Any]:

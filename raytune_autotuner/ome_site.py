@@ -32,6 +32,7 @@ from raytune_autotuner.doctor import Finding, Needs, examine, gpu_nodes
 from raytune_autotuner.engines.command import build_argv, gpu_count
 from raytune_autotuner.engines.engine import Engine, load_engine
 from raytune_autotuner.errors import AutotunerError, EnvironmentFault, SpecError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.foresight import facts
 from raytune_autotuner.kube import BASE_MODEL, CLUSTER_BASE_MODEL, NODE, Cluster
 from raytune_autotuner.packing import GpuNode, Need, pods
@@ -97,16 +98,15 @@ class Ome:
         return OmeJob(self.cluster(), settings)
 
     @contextmanager
-    def held(
-        self, experiment: str, holder: str, open: Collection[TrialId], ended: Callable[[str], None]
-    ) -> Iterator[Ome]:
+    def held(self, folder: ExperimentFolder, open: Collection[TrialId], ended: Callable[[str], None]) -> Iterator[Ome]:
         cluster, namespace = self.cluster(), self.settings.namespace
-        with Anchor.create(cluster, namespace, experiment, holder) as anchor:  # first, or its own would be orphans
+        held = Anchor.create(cluster, namespace, folder.name, folder.root.location(), folder.own_id())
+        with held as anchor:  # first, or its own would be orphans
             try:
                 recovery.remove(cluster, recovery.find_orphans(cluster, namespace), Deadline.after(SWEEP_S))
                 recovery.sweep(anchor, Deadline.after(SWEEP_S), open)
                 owner = anchor.owner_reference()
-                yield replace(self, settings=replace(self.settings, owner=owner), experiment=experiment)
+                yield replace(self, settings=replace(self.settings, owner=owner), experiment=folder.name)
             finally:
                 for trial in recovery.sweep(anchor, Deadline.after(SWEEP_S)):
                     ended(trial)

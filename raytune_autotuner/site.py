@@ -15,6 +15,7 @@ from typing import Protocol
 from raytune_autotuner.backends import Backend
 from raytune_autotuner.backends.local import LocalBackend
 from raytune_autotuner.benchmarks import Benchmark
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.packing import GpuNode, Need, pods
 from raytune_autotuner.records import TrialId
 
@@ -41,11 +42,11 @@ class Site(Protocol):
         """The site's own way to measure; ``None`` for genai-bench beside the trial."""
 
     def held(
-        self, experiment: str, holder: str, open: Collection[TrialId], ended: Callable[[str], None]
+        self, folder: ExperimentFolder, open: Collection[TrialId], ended: Callable[[str], None]
     ) -> AbstractContextManager[Site]:
         """The site as the experiment's own, cleaned up before (but for what ``open`` trials may go on with) and after.
 
-        ``holder`` says for people who has it; ``ended`` hears which trials, by name, had left something until the end.
+        ``ended`` hears which trials, by name, had left something until the end.
         """
 
 
@@ -76,6 +77,6 @@ class Local:
 
     @contextmanager
     def held(
-        self, experiment: str, holder: str, open: Collection[TrialId], ended: Callable[[str], None]
+        self, folder: ExperimentFolder, open: Collection[TrialId], ended: Callable[[str], None]
     ) -> Iterator[Local]:
         yield self

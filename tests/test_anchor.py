@@ -105,6 +105,35 @@ def test_a_living_anchor_is_not_given_away(cluster: FakeCluster) -> None:
         take(cluster, "storage-b")
 
 
+def test_the_same_path_on_another_machine_is_another_holder(cluster: FakeCluster) -> None:
+    """The experiment's id tells them apart; who sees the same folder by another path goes on at once."""
+    first = Anchor.create(cluster, NS, "exp", "/data/exp", "id-1")
+    with pytest.raises(EnvironmentFault, match=r"/data/exp gave a sign of life 0 s ago"):
+        Anchor.create(cluster, NS, "exp", "/data/exp", "id-2")
+    with pytest.raises(EnvironmentFault, match="sign of life"):
+        take(cluster, "/data/exp")
+    assert Anchor.create(cluster, NS, "exp", "/nfs/exp", "id-1").uid == first.uid
+    cluster.advance(STALE_S)
+    second = Anchor.create(cluster, NS, "exp", "/data/exp", "id-2")
+    with pytest.raises(EnvironmentFault, match="has taken it over"):
+        first.beat()
+    first.delete()
+    second.beat()
+
+
+def test_an_anchor_of_before_there_were_ids_goes_on_by_its_path(cluster: FakeCluster) -> None:
+    """At once where that is equal, else when it is stale; then it has the id."""
+    take(cluster, "/data/exp")
+    with pytest.raises(EnvironmentFault, match="sign of life"):
+        Anchor.create(cluster, NS, "exp", "/nfs/exp", "id-1")
+    Anchor.create(cluster, NS, "exp", "/data/exp", "id-1").beat()
+    with pytest.raises(EnvironmentFault, match="sign of life"):
+        Anchor.create(cluster, NS, "exp", "/data/exp", "id-2")
+    other = take(cluster, "/data/other", "other")
+    cluster.advance(STALE_S)
+    assert Anchor.create(cluster, NS, "other", "/nfs/other", "id-3").uid == other.uid
+
+
 def test_a_stale_anchor_is_taken_over_and_its_former_holder_notices(cluster: FakeCluster) -> None:
     """The one who was away too long learns it at its next heartbeat, and removes nothing any more."""
     first = take(cluster)

@@ -84,3 +84,9 @@ def test_on_an_object_store_what_is_not_over_is_read_each_time(
     assert reads.looked(kept) == (False, ["a"])
     kept.forget()
     assert reads.looked(kept) == (False, ["a", "b"])
+
+
+def test_an_experiment_has_an_id_of_its_own(tmp_path: Path) -> None:
+    """Made once, kept in the folder, and another one in any other folder."""
+    one, other = (ExperimentFolder(Storage(str(tmp_path / name)), "exp") for name in "ab")
+    assert one.own_id() == ExperimentFolder(Storage(str(tmp_path / "a")), "exp").own_id() != other.own_id()

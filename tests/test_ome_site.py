@@ -12,10 +12,12 @@ from raytune_autotuner import ome_site, recovery
 from raytune_autotuner.anchor import labels
 from raytune_autotuner.backends.ome_runtime import parse_runtime
 from raytune_autotuner.engines.engine import load_engine
-from raytune_autotuner.errors import SpecError
+from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import INFERENCE_SERVICE
 from raytune_autotuner.packing import Need
 from raytune_autotuner.records import TrialId
+from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.cluster import FakeCluster
 
@@ -119,7 +121,7 @@ def test_the_way_to_measure_is_the_tasks() -> None:
     assert (described.namespace, described.gpus, ome_site.needs(task(), 1).claim) == ("autotuner", 2, None)
 
 
-def test_it_is_told_who_had_left_something_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_told_who_had_left_something_until_the_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What is there of open trials at the beginning stays for them; whoever did not come for it still pays for it."""
     cluster, settings = FakeCluster(), ome_site._settings(task(), runtime(), SGLANG)
     monkeypatch.setattr(recovery, "POLL_S", 0.0)
@@ -129,6 +131,24 @@ def test_it_is_told_who_had_left_something_until_the_end(monkeypatch: pytest.Mon
         meta = {"name": trial.name, "namespace": settings.namespace, "labels": labels("exp", trial)}
         cluster.create(INFERENCE_SERVICE, {"metadata": meta})
     told: list[str] = []
-    with ome_site.Ome(task(), settings).held("exp", "me", [goes_on], told.append):
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    with ome_site.Ome(task(), settings).held(folder, [goes_on], told.append):
         assert (cluster.objects(INFERENCE_SERVICE), told) == ([goes_on.name], [])
     assert (cluster.objects(INFERENCE_SERVICE), told) == ([], [goes_on.name])
+
+
+def test_another_machine_with_the_same_path_removes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It is refused before it sweeps, though its folder and experiment have the same names."""
+    cluster, settings = FakeCluster(), ome_site._settings(task(), runtime(), SGLANG)
+    monkeypatch.setattr(recovery, "POLL_S", 0.0)
+    monkeypatch.setattr(ome_site, "connect", lambda task: cluster)
+    here, there = (ExperimentFolder(Storage(str(tmp_path / name)), "exp") for name in ("here", "there"))
+    monkeypatch.setattr(Storage, "location", lambda storage, path="": "/data/exp")
+    site = ome_site.Ome(task(), settings)
+    refused = pytest.raises(EnvironmentFault, match="/data/exp gave a sign of life")
+    with site.held(here, [], lambda trial: None):
+        meta = {"name": "live", "namespace": settings.namespace, "labels": labels("exp", TrialId("search", "a"))}
+        cluster.create(INFERENCE_SERVICE, {"metadata": meta})
+        with refused, site.held(there, [], lambda trial: None):
+            pass
+        assert cluster.objects(INFERENCE_SERVICE) == ["live"]

@@ -93,7 +93,7 @@ def constant(setup: Setup) -> dict[str, Any]:
         "model": {name: value for name, value in found["model"].items() if name != "facts"},
         "runtime": {**runtime, "base_runtime": task.base_runtime, "image": setup.image},
         "resources": task.resources.model_dump(include={"cpus", "gpus"}),
-        "workload": {name: value for name, value in found["workload"].items() if name != "timeout_s"},
+        "workload": {name: value for name, value in found["workload"].items() if name not in ("timeout_s", "slo")},
         "score": _score(task.optimization),
     }
     return dict(json.loads(json.dumps(given)))

@@ -8,8 +8,8 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -33,14 +33,16 @@ from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.ray_nodes import RayNodes, unplaced
 from raytune_autotuner.ray_runtime import connected
-from raytune_autotuner.records import Failure, TrialRecord, TrialState, config_hash
+from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, TrialState, config_hash
 from raytune_autotuner.reservation import OME_GPU, RAY_GPU, Places, declared
 from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
 from raytune_autotuner.search import Lessons, Limits, Past, Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.setup import Setup
+from raytune_autotuner.site import Site
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.telemetry import Telemetry
 from raytune_autotuner.tracking import check, complete, open_desk
+from raytune_autotuner.trial import run as run_trial
 from raytune_autotuner.trial import seconds_since, utc_now
 from raytune_autotuner.warm_start import First
 
@@ -101,6 +103,25 @@ def run(setup: Setup, options: Options, course: Course | None = None) -> Results
         return _conclude(setup, options, session)
 
 
+def run_one(setup: Setup, trial: TrialId, parameters: Parameters) -> TrialRecord:
+    """Run one trial here, without a search and without Ray, owned and ended by signals as in ``run``.
+
+    Raises:
+        EnvironmentFault: the machine or the storage cannot do it, or somebody else runs the experiment.
+    """
+    sweep()
+    with ExitStack() as stack:
+        stack.enter_context(lock.hold(setup.folder.root, lost=_leave))
+        setup.folder.root.delete("stop")  # of a trial before this one
+        setup = replace(setup, site=stack.enter_context(_held(setup, [trial])))
+        stack.enter_context(_orderly_stop(setup))
+        return run_trial(setup.trial(trial, 0, parameters))
+
+
+def _held(setup: Setup, open: Collection[TrialId]) -> AbstractContextManager[Site]:
+    return setup.site.held(setup.folder, open, partial(settle, setup.folder))
+
+
 def _leave(reason: str) -> None:
     """Somebody else has the experiment now: be gone before anything is written. What we started ends with us."""
     sys.stderr.write(f"error: {reason}\n")
@@ -109,10 +130,9 @@ def _leave(reason: str) -> None:
 
 
 def _run_trials(setup: Setup, options: Options, past: Past, course: Course | None) -> None:
-    trials = [proposal.trial for proposal in past.open]
     with ExitStack() as stack:
         folder = stack.enter_context(_scratch(setup.folder.name))
-        held = setup.site.held(setup.folder, trials, partial(settle, setup.folder))
+        held = _held(setup, [proposal.trial for proposal in past.open])
         setup = replace(setup, site=stack.enter_context(held))
         nodes = setup.site.gpu_nodes()
         stack.enter_context(connected(declared(nodes or ()), folder, dashboard=options.dashboard))

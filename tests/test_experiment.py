@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import asdict, replace
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,13 @@ from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.lock import LOCK, Holder
+from raytune_autotuner.records import TrialId
 from raytune_autotuner.results import Results
 from raytune_autotuner.site import Local
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import parse_task
-from tests.fakes.trials import FakeSetup
+from raytune_autotuner.trial import Trial
+from tests.fakes.trials import FakeSetup, trial_id
 from tests.waiting import until
 
 pytestmark = [
@@ -186,6 +190,74 @@ def test_a_signal_to_the_driver_ends_it_in_order(tmp_path: Path) -> None:
     stopped = [r for r in folder.records() if r.failure and r.failure.kind == "interrupted"]
     assert any(len(r.rungs) == 1 for r in stopped)
     assert json.loads((tmp_path / "r.json").read_text())["interrupted"]
+
+
+@dataclass(frozen=True)
+class Watched(Local):
+    """Notes what is held, and by whom."""
+
+    journal: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def held(
+        self, folder: ExperimentFolder, open: Collection[TrialId], ended: Callable[[str], None]
+    ) -> Iterator[Watched]:
+        there = folder.root.exists("lock.json")
+        self.journal.append(f"{folder.name} held{' under its lock' if there else ''}, spares {len(open)}")
+        yield replace(self, cpus=7.0)
+        self.journal.append("given back")
+
+
+@dataclass(frozen=True)
+class Single(FakeSetup):
+    """Notes at which site a trial is made."""
+
+    def trial(self, *args: Any, **more: Any) -> Trial:
+        assert isinstance(self.site, Watched)
+        self.site.journal.append(f"a trial with {self.site.cpus:g} CPUs")
+        return super().trial(*args, **more)
+
+
+def test_a_single_trial_is_owned_as_an_experiment_is(tmp_path: Path) -> None:
+    """Under the lock, at the site as its own, and nothing is held afterwards; an old stop does not end it."""
+    fake = fake_setup(tmp_path)
+    setup = Single(**{each.name: getattr(fake, each.name) for each in fields(fake)} | {"site": (site := Watched())})
+    setup.folder.request_stop()
+    record = experiment.run_one(setup, trial_id({"speed": 0.5}), {"speed": 0.5})
+    assert record.outcome == "completed"
+    assert site.journal == ["exp held under its lock, spares 1", "a trial with 7 CPUs", "given back"]
+    assert not (tmp_path / "exp" / "lock.json").exists()
+
+
+SINGLE = """
+import sys
+from pathlib import Path
+from raytune_autotuner import experiment
+from tests.fakes.trials import trial_id
+from tests.test_experiment import fake_setup
+parameters = {"fault": "rung1:hang"}
+record = experiment.run_one(fake_setup(Path(sys.argv[1])), trial_id(parameters), parameters)
+sys.exit(record.outcome)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_single_trial_in_order(tmp_path: Path, number: signal.Signals) -> None:
+    """Its engine is stopped and its end is written, as in a search."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SINGLE, str(tmp_path)], env={**os.environ, "PYTHONPATH": "."}, stderr=subprocess.PIPE
+    )
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    try:
+        until(lambda: any(s.phase == "benchmark" and s.rung == 1 for s in folder.states()), seconds=90)
+        process.send_signal(number)
+        assert b"stopped" in process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+    (record,) = folder.records()
+    assert record.failure is not None
+    assert (record.failure.kind, len(record.rungs)) == ("interrupted", 1)
 
 
 def test_an_experiment_goes_on_after_the_driver_was_killed(tmp_path: Path) -> None:

@@ -16,10 +16,13 @@ from typing import Any
 import pytest
 
 from raytune_autotuner.anchor import MANAGED
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import BENCHMARK_JOB, DEPLOYMENT, INFERENCE_SERVICE, JOB, POD, Cluster
+from raytune_autotuner.storage import Storage
 from tests.emulator.cluster import Emulator, Node
 from tests.fakes import tiny_tokenizer
 from tests.ome_cluster import crds
+from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("whole")
 ROOT = Path(__file__).parent.parent
@@ -139,6 +142,35 @@ def test_the_simple_task_runs_and_leaves_nothing(
     assert {entry["gpus"] for entry in doc["all_results"]} == {1, 2}
     assert doc["best_result"]["argv"][:3] == ["python3", "-m", "sglang.launch_server"]
     assert bool(doc["best_result"]["notes"]) == (mode == "--benchmark-job")
+    assert left(cluster) == []
+
+
+def test_a_single_trial_is_nobodys_orphan_and_sigterm_leaves_nothing(
+    tmp_path: Path, cluster: Emulator | RealCluster, tokenizer: Path, real: Path | None, task_file: Path
+) -> None:
+    """gc leaves it alone in mid-measurement; told to end, it removes its service and says that it was interrupted."""
+    kubeconfig = cluster.kubeconfig_for("raytune-autotuner", NAMESPACE, plain=False)
+    settings = (f"ome.kubeconfig={kubeconfig}", *(() if real else (f"benchmark.model_tokenizer={tokenizer}",)))
+    options = [word for setting in settings for word in ("--set", setting)]
+    folder = ExperimentFolder(Storage(str(tmp_path / "store")), "single")
+    process = subprocess.Popen(
+        [COMMAND, "trial", str(task_file), *options, "--storage", str(tmp_path / "store"), "--name", "single"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until(lambda: process.poll() is not None or any(s.phase == "benchmark" for s in folder.states()))
+        gc = [COMMAND, "gc", "--namespace", NAMESPACE, "--kubeconfig", str(cluster.kubeconfig_tls)]
+        listed = subprocess.run(gc, capture_output=True, text=True, timeout=60, check=True)
+        process.terminate()
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+        process.wait()
+    assert "nothing to remove" in listed.stdout
+    assert (process.returncode, "interrupted" in said) == (130, True), said
     assert left(cluster) == []
 
 

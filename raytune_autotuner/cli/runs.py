@@ -229,13 +229,14 @@ def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str
     from raytune_autotuner.records import TrialId, config_hash
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
-    from raytune_autotuner.trial import run as run_trial
 
     task, engine = load_checked(task_file, overrides)
     parameters: Parameters = check_parameters(task, engine, params)
     setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
     console = display.console()
     with display.progress(setup.folder, 1, console):
-        record = run_trial(setup.trial(TrialId("single", config_hash(parameters)), 0, parameters))
+        record = experiment.run_one(setup, TrialId("single", config_hash(parameters)), parameters)
     console.print(display.trial_answer(record, setup.folder.root.location()))
+    if record.failure is not None and record.failure.kind == "interrupted":
+        return INTERRUPTED
     return OK if record.outcome == "completed" else NOTHING_FEASIBLE

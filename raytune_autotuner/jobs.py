@@ -30,7 +30,8 @@ TALKATIVE = (
 """Loggers of Ray that tell what they do."""
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 STOPPED_CODE = 130
-OUR_CODES = frozenset({0, 1, 2, 3, STOPPED_CODE})
+OUR_CODES = frozenset({0, 1, 2, 3, 70, STOPPED_CODE})
+"""See ``cli.options``."""
 
 
 @dataclass(frozen=True)

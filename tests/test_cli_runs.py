@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner, Result
 
 from raytune_autotuner import experiment
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, INTERRUPTED, NOTHING_FEASIBLE, OK, main
-from raytune_autotuner.errors import FailureClass
+from raytune_autotuner.cli.options import ACCIDENT
+from raytune_autotuner.errors import FailureClass, Superseded
 from raytune_autotuner.experiment import Options
+from raytune_autotuner.jobs import OUR_CODES
 from raytune_autotuner.records import SearchEnd
 from raytune_autotuner.results import Results, load_results
 from raytune_autotuner.setup import Setup
@@ -77,6 +80,21 @@ def test_a_search_that_only_failed_in_the_end_is_told(
     assert ended.exit_code == wanted
     assert "The search ended early: 5 trials in a row failed alike." in ended.output
     assert "  | the last line" in ended.output
+
+
+def test_an_accident_is_no_answer(fake: FakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault of ours shows its traceback and has a code of its own; who was superseded is told so, and no more."""
+
+    def raising(error: Exception) -> Result:
+        monkeypatch.setattr(experiment, "run", Mock(side_effect=error))
+        return invoke("run", "task.yaml")
+
+    ours = raising(RuntimeError("a bug"))
+    assert (ours.exit_code, "Traceback" in ours.stderr, "a bug" in ours.stderr) == (ACCIDENT, True, True)
+    assert ACCIDENT in OUR_CODES
+    other = raising(Superseded("session 2 of exp has begun"))
+    assert (other.exit_code, "Traceback" in other.stderr) == (ENVIRONMENT, False)
+    assert "error: session 2 of exp has begun" in other.stderr
 
 
 def test_auto_resume_goes_on_with_what_is_there(fake: FakeExperiment) -> None:

@@ -1,11 +1,13 @@
 """What commands have in common: exit codes, and options that several take.
 
 Exit codes: 0 done, with an answer (also when the baseline stays the best), 1 it ran but nothing was feasible,
-2 the input is wrong, 3 the environment lacks something or keeps failing, 130 interrupted.
+2 the input is wrong, 3 the environment lacks something or keeps failing, 70 a fault of this program (as in sysexits.h),
+130 interrupted.
 """
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -14,9 +16,11 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from raytune_autotuner.errors import EnvironmentFault, SpecError, TransientError
+from raytune_autotuner.errors import EnvironmentFault, SpecError, Superseded, TransientError
 
-OK, NOTHING_FEASIBLE, BAD_INPUT, ENVIRONMENT, INTERRUPTED = 0, 1, 2, 3, 130
+OK, NOTHING_FEASIBLE, BAD_INPUT, ENVIRONMENT, ACCIDENT, INTERRUPTED = 0, 1, 2, 3, 70, 130
+CLICKS_OWN = (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)
+"""What click turns into a message and an exit code by itself; the last is a reader that has had enough."""
 
 F = TypeVar("F", bound=Callable[..., int])
 C = TypeVar("C", bound=Callable[..., None])
@@ -34,12 +38,17 @@ def exit_codes(command: F) -> Callable[..., None]:
             for problem in error.problems:
                 err.print(f"error: {error.source}: {problem}", markup=False)
             code = BAD_INPUT
-        except (EnvironmentFault, TransientError) as error:
+        except (EnvironmentFault, TransientError, Superseded) as error:
             err.print(f"error: {error}", markup=False)
             code = ENVIRONMENT
         except KeyboardInterrupt:
             err.print("interrupted", markup=False)
             code = INTERRUPTED
+        except CLICKS_OWN:
+            raise
+        except Exception:  # noqa: BLE001 - Python's own exit code for it is 1, which says that nothing was feasible
+            traceback.print_exc()
+            code = ACCIDENT
         raise SystemExit(code)
 
     return wrapped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,8 @@ Cost = Callable[[str, int], tuple[object, ...]]
 DUST = 1e-6
 """CPUs come in fractions, whose sums are not exact."""
 SHOWN = 3
+WHOLE = math.inf
+"""CPUs of a need that wants a node to itself, whatever node it will be."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,11 @@ class Pool:
         return self._gpus
 
     @property
+    def most_cpus(self) -> float:
+        """Those of the host that has the most, taken or not."""
+        return max((self._cpus or {}).values(), default=0.0)
+
+    @property
     def free(self) -> dict[str, int]:
         """The GPUs of each node that neither we nor others have."""
         return {node: left if left > 0 else 0 for node, left in self._left.items()}
@@ -116,8 +124,7 @@ class Pool:
         if self._fit(need, self._gpus, self._cpus, self._snug(self._gpus)) is not None:
             return None
         if self._fit(need, self._gpus, None, self._snug(self._gpus)) is not None:
-            most = max(self._cpus.values(), default=0.0) if self._cpus else 0.0
-            return f"needs {need.cpus:g} CPUs for its worker, the most on a node is {most:g}"
+            return f"needs {need.cpus:g} CPUs for its worker, the most on a node is {self.most_cpus:g}"
         return f"needs {need}, {self._sizes()}"
 
     def find(self, need: Need, within: Mapping[str, int] | None = None) -> Placement | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.line import Line
-from raytune_autotuner.packing import Need, Placement, Pool
+from raytune_autotuner.packing import WHOLE, Need, Placement, Pool
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.ray_nodes import Unplaced
 from raytune_autotuner.records import Parameters
@@ -46,11 +46,11 @@ class PlacedQueue:
         self._look_at_nodes = look
         self._look_at_unplaced = unplaced
         self._places = look()
-        self._need = need
+        self._asked_need = need
         self._tell = tell
         self._clock = clock
         self._pool = self._places.pool()
-        usual = need({})
+        usual = self._need({})
         self._line: Line[Proposal] = Line(least=replace(usual, pods=usual.pods and (1,)))
         self._reclaimed: deque[tuple[Proposal, Placement]] = deque()
         """Trials of before that go on where their service still is."""
@@ -139,6 +139,11 @@ class PlacedQueue:
         others = set(self._pool.nodes) - set(self._held[proposal.trial.name].nodes)
         room = Pool({node: self._pool.nodes[node] for node in others})
         return bool(others) and room.never(replace(self._need(proposal.parameters), cpus=0.0)) is None
+
+    def _need(self, parameters: Parameters) -> Need:
+        """Who wants a node to itself gets the largest: on others it would be measured on less."""
+        need = self._asked_need(parameters)
+        return replace(need, cpus=self._pool.most_cpus) if need.cpus == WHOLE else need
 
     def _need_of(self, proposal: Proposal) -> Need:
         return replace(self._need(proposal.parameters), avoid=self._avoided.get(proposal.trial.name, frozenset()))

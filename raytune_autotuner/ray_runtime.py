@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray._private.utils import get_num_cpus  # heeds a container's limit; 0 where that is less than one
 
 from raytune_autotuner.errors import EnvironmentFault
 
@@ -60,7 +61,7 @@ def _start(resources: dict[str, float], folder: Path, dashboard: bool) -> None:
         try:
             ray.init(
                 address="local",
-                num_cpus=os.cpu_count(),
+                num_cpus=max(1, int(get_num_cpus())),
                 resources=resources,
                 object_store_memory=OBJECT_STORE_BYTES,
                 include_dashboard=dashboard,

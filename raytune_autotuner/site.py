@@ -6,7 +6,6 @@ its own). ``Local`` needs nothing; ``ome_site.Ome`` is a namespace of a Kubernet
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from raytune_autotuner.backends import Backend
 from raytune_autotuner.backends.local import LocalBackend
 from raytune_autotuner.benchmarks import Benchmark
 from raytune_autotuner.folder import ExperimentFolder
-from raytune_autotuner.packing import GpuNode, Need, pods
+from raytune_autotuner.packing import WHOLE, GpuNode, Need, pods
 from raytune_autotuner.records import TrialId
 
 
@@ -52,7 +51,7 @@ class Site(Protocol):
 
 @dataclass(frozen=True)
 class Local:
-    """This machine. A trial without GPUs gets it to itself, so that trials do not disturb each other."""
+    """A node of Ray. A trial without GPUs gets it to itself, so that trials do not disturb each other."""
 
     cpus: float | None = None
 
@@ -66,7 +65,7 @@ class Local:
         return engine_gpus
 
     def need(self, engine_gpus: int) -> Need:
-        cpus = self.cpus or (1.0 if engine_gpus else float(os.cpu_count() or 1))
+        cpus = self.cpus or (1.0 if engine_gpus else WHOLE)
         return Need(pods(engine_gpus), cpus)
 
     def gpu_nodes(self) -> None:

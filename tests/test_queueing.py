@@ -14,6 +14,7 @@ from raytune_autotuner.queueing import HOPE_S, PLACING_S, PlacedQueue
 from raytune_autotuner.ray_nodes import RayNode, Unplaced
 from raytune_autotuner.records import Parameters, TrialId, config_hash
 from raytune_autotuner.reservation import Places, Reservation
+from raytune_autotuner.site import Local
 
 
 @dataclass
@@ -244,3 +245,15 @@ def test_a_reservation_that_ray_has_placed_is_not_lost() -> None:
     assert started is not None
     cluster.later(queue, 100 * PLACING_S)
     assert not queue.is_lost(started)
+
+
+def test_a_trial_that_wants_a_node_to_itself_gets_a_whole_one() -> None:
+    """As many CPUs as a Ray node declares, however many the driver's own machine has; a second one waits."""
+    nodes = [RayNode(name, name, {"CPU": cpus}, {"CPU": cpus}) for name, cpus in (("head", 0.0), ("worker", 8.0))]
+    queue = PlacedQueue(lambda: Places.of(nodes, "GPU"), lambda parameters: Local().need(0))
+    assert queue.never({}) is None
+    queue.add(proposal(1, 0))
+    queue.add(proposal(1, 1))
+    assert place(queue.start()).bundles == ({"CPU": 8.0},)
+    assert queue.start() is None
+    assert queue.wants_more() is False

@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
 VERSION_VARIABLE = "RAYTUNE_AUTOTUNER_EXPECTED_VERSION"
 STOP_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
-STOP_MARGIN_S = 60
-"""For the driver, after the last trial is torn down: results, and what is left in the cluster."""
+STOP_MARGIN_S = 120
+"""For the driver, after the last trial is torn down: a minute for Ray's end and the results, then one for trackers
+(``tracking.CLOSE_S``)."""
+SWEEP_S = 300
+"""For what a trial could not remove from the cluster, before the results (``ome_site.SWEEP_S``)."""
 LOCAL_STOP_S = 30
 CURE = "name a folder that all nodes share, or a URI"
 NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
@@ -102,7 +105,7 @@ def environment(task: Task) -> dict[str, str]:
 
 def stop_wait_s(task: Task) -> int:
     """How long a job that was told to stop may take to end in order."""
-    teardown = task.ome.teardown_timeout_s if task.backend == "ome" else LOCAL_STOP_S
+    teardown = task.ome.teardown_timeout_s + SWEEP_S if task.backend == "ome" else LOCAL_STOP_S
     return math.ceil(teardown) + STOP_MARGIN_S
 
 
@@ -139,7 +142,7 @@ def stop_note(env: Mapping[str, str]) -> str | None:
         return None
     return (
         f"note: `ray job stop` would kill this job after 3 s; to let it end in order, hand it in with "
-        f'--runtime-env-json \'{{"env_vars": {{"{STOP_VARIABLE}": "180"}}}}\''
+        f'--runtime-env-json \'{{"env_vars": {{"{STOP_VARIABLE}": "540"}}}}\''
     )
 
 

@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 from ray import tune
 
@@ -22,6 +23,7 @@ from raytune_autotuner import lock, reuse, sessions, warm_start
 from raytune_autotuner.actor import actor_class
 from raytune_autotuner.earlier import Found
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import Course, ExperimentGate
 from raytune_autotuner.history import QUEUED, settle, take_up
 from raytune_autotuner.importance import importance
@@ -41,7 +43,7 @@ from raytune_autotuner.setup import Setup
 from raytune_autotuner.site import Site
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.telemetry import Telemetry
-from raytune_autotuner.tracking import check, complete, open_desk
+from raytune_autotuner.tracking import Desk, check, complete, open_desk
 from raytune_autotuner.trial import run as run_trial
 from raytune_autotuner.trial import seconds_since, utc_now
 from raytune_autotuner.warm_start import First
@@ -51,6 +53,7 @@ TAKEN_OVER = 3
 """The exit code when somebody else has taken the experiment."""
 COURSE = "course.json"
 """In the folder of an experiment without a search: what it measures, and what for."""
+UNHEARD = "each ends with its rung, or in ten minutes; a second signal leaves at once"
 AT_ONCE = 10_000
 """More than there ever are: the queue decides. Without a number, Tune would begin one trial at a time."""
 
@@ -92,15 +95,16 @@ def run(setup: Setup, options: Options, course: Course | None = None) -> Results
     with lock.hold(setup.folder.root, force=options.force, lost=_leave) as found:
         session = sessions.begin(setup, resume=options.resume, found=found)
         setup = replace(setup, folder=replace(setup.folder, session=session.number))
+        desk = open_desk(setup.folder, setup.task)
         try:
             if options.reuse:
                 reuse.take_over(setup, options.earlier)
-            _run_trials(setup, options, take_up(setup.folder, found.beat_at if found else None), course)
+            _run_trials(setup, options, take_up(setup.folder, found.beat_at if found else None), course, desk)
         except BaseException:
             with suppress(StorageFault):  # what went wrong first is to be told
-                _conclude(setup, options, session)
+                _conclude(setup, options, session, desk)
             raise
-        return _conclude(setup, options, session)
+        return _conclude(setup, options, session, desk)
 
 
 def run_one(setup: Setup, trial: TrialId, parameters: Parameters) -> TrialRecord:
@@ -129,7 +133,7 @@ def _leave(reason: str) -> None:
     os._exit(TAKEN_OVER)
 
 
-def _run_trials(setup: Setup, options: Options, past: Past, course: Course | None) -> None:
+def _run_trials(setup: Setup, options: Options, past: Past, course: Course | None, desk: Desk) -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(_scratch(setup.folder.name))
         held = _held(setup, [proposal.trial for proposal in past.open])
@@ -142,15 +146,17 @@ def _run_trials(setup: Setup, options: Options, past: Past, course: Course | Non
         gate = ExperimentGate(setup, queue, course)
         stack.enter_context(gate.purse.watched())
         lessons = _lessons(past, warm_start.begin(setup, options.earlier))
-        _tune(setup, past, lessons, gate, queue, folder)
+        _tune(setup, past, lessons, gate, queue, _run_config(setup, folder, desk))
         gate.check()
 
 
-def _conclude(setup: Setup, options: Options, session: sessions.Session) -> Results:
+def _conclude(setup: Setup, options: Options, session: sessions.Session, desk: Desk) -> Results:
+    """The results first: whoever told us to end may not wait for a tracker that does not answer."""
     _close_open_trials(setup)
-    complete(setup.folder, setup.task)
     sessions.end(setup.folder, session)
-    return write_results(setup, options)
+    results = write_results(setup, options)
+    complete(desk, setup.folder)
+    return results
 
 
 def _queue(setup: Setup, nodes: Sequence[GpuNode] | None) -> PlacedQueue:
@@ -180,7 +186,9 @@ def _lessons(past: Past, first: Sequence[First]) -> Lessons:
     return replace(lessons, first=new)
 
 
-def _tune(setup: Setup, past: Past, lessons: Lessons, gate: ExperimentGate, queue: PlacedQueue, folder: Path) -> None:
+def _tune(
+    setup: Setup, past: Past, lessons: Lessons, gate: ExperimentGate, queue: PlacedQueue, run_config: tune.RunConfig
+) -> None:
     task = setup.task
     space = Space.of(task, setup.engine)
     source = make_source(task, space, lessons, setup.gpus)
@@ -203,21 +211,34 @@ def _tune(setup: Setup, past: Past, lessons: Lessons, gate: ExperimentGate, queu
             trial_name_creator=lambda trial: Proposal.from_config(trial.config).trial.name,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
         ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(folder),  # Tune's own state is not needed: the experiment folder is the truth
-            verbose=0,
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-            callbacks=[_telemetry(setup)],
-        ),
+        run_config=run_config,
     )
     tuner.fit()
 
 
-def _telemetry(setup: Setup) -> Telemetry:
+def _run_config(setup: Setup, folder: Path, desk: Desk) -> tune.RunConfig:
     planned = make_plan(setup.task, setup.engine).trials
-    desk = partial(open_desk, setup.folder, setup.task)
-    return Telemetry(setup.folder, setup.task.task_name, planned, setup.gpus, desk)
+    return tune.RunConfig(
+        name="tune",
+        storage_path=str(folder),  # Tune's own state is not needed: the experiment folder is the truth
+        stop=_Unheard(setup.folder),
+        verbose=0,
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        callbacks=[Telemetry(setup.folder, setup.task.task_name, planned, setup.gpus, desk)],
+    )
+
+
+class _Unheard(tune.Stopper):
+    """Lets Tune end the trials when they cannot hear of a stop; those that hear of it end in better order."""
+
+    def __init__(self, folder: ExperimentFolder) -> None:
+        self._folder = folder
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._folder.stop_is_unheard
 
 
 @contextmanager
@@ -232,6 +253,7 @@ def _scratch(experiment: str) -> Iterator[Path]:
 def _orderly_stop(setup: Setup) -> Iterator[None]:
     """First signal: the stop file, which every trial looks for once a second. Second: out, at once.
 
+    Where the file cannot be written, the search ends all the same and Tune ends the trials (see ``_Unheard``).
     Leaving at once is safe because every process of ours ends with the one that started it.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -243,8 +265,10 @@ def _orderly_stop(setup: Setup) -> Iterator[None]:
     def handle(number: int, frame: object) -> None:
         if next(signals) > 1:
             os._exit(130)
-        with suppress(StorageFault):  # the search hears of it all the same
+        try:
             setup.folder.request_stop()
+        except StorageFault as fault:  # the search hears of it all the same
+            sys.stderr.write(f"no trial elsewhere hears of the stop: {fault}; {UNHEARD}\n")
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -20,6 +20,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -116,13 +117,30 @@ class ExperimentFolder:
             self.root.write(ID, found)
         return found
 
+    @cached_property
+    def _unheard(self) -> threading.Event:
+        return threading.Event()
+
+    @property
+    def stop_is_unheard(self) -> bool:
+        """Whether a stop was requested here and could not be written: no other process knows of it."""
+        return self._unheard.is_set()
+
     def request_stop(self) -> None:
+        """
+        Raises:
+            StorageFault: it cannot be written; only this process knows of it, and keeps to it.
+        """
+        self._unheard.set()
         self.root.write("stop", "")
+        self._unheard.clear()
         self._stop.set(True)
 
     def stop_requested(self) -> bool:
         """Whether the experiment is to end. A remote store is asked once a second at most: every trial and the search
         want to know often, and each question costs money there."""
+        if self.stop_is_unheard:
+            return True
         if self.root.is_local or not self._stop.is_fresh:
             self._stop.set(self.root.read("stop") is not None)
         return bool(self._stop.value)

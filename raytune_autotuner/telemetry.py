@@ -82,11 +82,9 @@ def harmless(hook: Hook) -> Hook:
 
 
 class Sink(Protocol):
-    """Takes the records of trials that have ended (see ``tracking.Desk``)."""
+    """Takes the records of trials that have ended, at once (see ``tracking.Desk``)."""
 
     def add(self, record: TrialRecord) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Telemetry(tune.Callback):
@@ -98,7 +96,7 @@ class Telemetry(tune.Callback):
         task: str,
         planned: int,
         gpus: Callable[[Parameters], int],
-        open_sink: Callable[[], Sink] | None = None,
+        sink: Sink | None = None,
         write: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -106,8 +104,7 @@ class Telemetry(tune.Callback):
         self._tags = {"experiment": folder.name, "task": task}
         self._planned = planned
         self._gpus = gpus
-        self._open_sink = open_sink
-        self._sink: Sink | None = None
+        self._sink = sink
         self._write = write or (_to_log if JOB_VARIABLE in os.environ else None)
         self._clock = clock
         self._metrics: dict[str, Any] = {}
@@ -129,7 +126,6 @@ class Telemetry(tune.Callback):
     @harmless
     def setup(self, *args: Any, **info: Any) -> None:
         self._make()
-        self._sink = self._open_sink() if self._open_sink else None
         for record in self._folder.records():  # of an experiment that goes on
             self._keep(record)
         self._summary = summarise(self._records.values(), self._planned)
@@ -162,8 +158,6 @@ class Telemetry(tune.Callback):
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
         self._written = float("-inf")
         self._look([])
-        if self._sink:
-            self._sink.close()
 
     def _make(self) -> None:
         if not self._metrics:

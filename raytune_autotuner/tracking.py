@@ -252,9 +252,8 @@ def open_desk(folder: ExperimentFolder, task: Task) -> Desk:
     return Desk(openers(folder, task))
 
 
-def complete(folder: ExperimentFolder, task: Task) -> None:
-    """Hand over whatever a tracker lacks; for the end of a run, when every record is written."""
-    desk = open_desk(folder, task)
+def complete(desk: Desk, folder: ExperimentFolder) -> None:
+    """Hand over whatever a tracker lacks, and close; for the end of a run, when every record is written."""
     for record in folder.records() if desk.serves else ():
         desk.add(record)
     desk.close()

@@ -22,7 +22,7 @@ from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.lock import LOCK, Holder
-from raytune_autotuner.records import TrialId
+from raytune_autotuner.records import TrialId, TrialRecord
 from raytune_autotuner.results import Results
 from raytune_autotuner.site import Local
 from raytune_autotuner.storage import Storage
@@ -192,6 +192,41 @@ def test_a_signal_to_the_driver_ends_it_in_order(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["interrupted"]
 
 
+UNWRITTEN = """
+import sys
+from raytune_autotuner.errors import StorageFault
+from raytune_autotuner.storage import Storage
+write = Storage.write
+def full(storage, path, text):
+    if path == "stop":
+        raise StorageFault("No space left on device")
+    write(storage, path, text)
+Storage.write = full
+"""
+
+
+def test_a_stop_that_cannot_be_written_ends_the_search_all_the_same(tmp_path: Path) -> None:
+    """Tune ends the trials that cannot hear of it, and the user is told what a second signal does."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", UNWRITTEN + SCRIPT, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": ".", "TUNE_FORCE_TRIAL_CLEANUP_S": "1"},
+        stderr=subprocess.PIPE,
+    )
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    try:
+        until(lambda: any(s.phase == "benchmark" and s.rung == 1 and s.number > 0 for s in folder.states()), seconds=90)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=60)[1]
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, said
+    assert b"No space left on device" in said
+    assert b"a second signal leaves at once" in said
+    assert all(state.outcome for state in folder.states())
+    assert json.loads((tmp_path / "r.json").read_text())["interrupted"]
+
+
 @dataclass(frozen=True)
 class Watched(Local):
     """Notes what is held, and by whom."""
@@ -287,6 +322,33 @@ def test_an_experiment_goes_on_after_the_driver_was_killed(tmp_path: Path) -> No
     assert len([r for r in results.records if r.trial.purpose == "search"]) >= 6
     assert len(list((tmp_path / "exp" / "sessions").iterdir())) == 2
     assert not (tmp_path / "exp" / "lock.json").exists()
+
+
+@dataclass
+class Late:
+    """A tracker's desk that notes what comes to it before the results are written, and what after."""
+
+    results: Path
+    journal: list[str] = field(default_factory=list)
+    serves = True
+
+    def add(self, record: TrialRecord) -> None:
+        self.note("add")
+
+    def close(self) -> None:
+        self.note("close")
+
+    def note(self, what: str) -> None:
+        self.journal.append(f"{what} {'after' if self.results.exists() else 'before'} the results")
+
+
+def test_the_results_wait_for_no_tracker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hears of trials while they run, and is waited for when the results are there."""
+    desk = Late(tmp_path / "out" / "r.json")
+    monkeypatch.setattr(experiment, "open_desk", lambda folder, task: desk)
+    run(tmp_path, optimization__max_iterations=1, optimization__confirm__repeats=0)
+    assert desk.journal[0] == "add before the results"
+    assert [each for each in desk.journal if "close" in each] == ["close after the results"]
 
 
 def test_a_finished_experiment_is_extended(tmp_path: Path) -> None:

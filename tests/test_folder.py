@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.folder import ExperimentFolder, Kept
 from raytune_autotuner.storage import Storage
 
@@ -90,3 +91,21 @@ def test_an_experiment_has_an_id_of_its_own(tmp_path: Path) -> None:
     """Made once, kept in the folder, and another one in any other folder."""
     one, other = (ExperimentFolder(Storage(str(tmp_path / name)), "exp") for name in "ab")
     assert one.own_id() == ExperimentFolder(Storage(str(tmp_path / "a")), "exp").own_id() != other.own_id()
+
+
+def test_who_requests_a_stop_that_cannot_be_written_keeps_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it can be written, it is this process that knows of it."""
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    with monkeypatch.context() as patched:
+        patched.setattr(Storage, "write", full)
+        with pytest.raises(StorageFault):
+            folder.request_stop()
+        assert (folder.stop_requested(), folder.stop_is_unheard) == (True, True)
+    folder.request_stop()
+    assert (folder.stop_requested(), folder.stop_is_unheard) == (True, False)
+
+
+def full(storage: Storage, path: str, text: str) -> None:
+    raise StorageFault("No space left on device")

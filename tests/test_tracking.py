@@ -22,7 +22,7 @@ from raytune_autotuner.records import EngineStats, Failure, TrialId, TrialRecord
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from raytune_autotuner.telemetry import Telemetry
-from raytune_autotuner.tracking import Desk, MlflowRuns, complete, scalars
+from raytune_autotuner.tracking import Desk, MlflowRuns, complete, open_desk, scalars
 from tests.s3_server import S3Server, s3  # noqa: F401 - a fixture
 from tests.test_storage import record, rung
 
@@ -50,6 +50,11 @@ def experiment(storage: Storage, *records: TrialRecord) -> ExperimentFolder:
     for each in records:
         folder.save_record(each)
     return folder
+
+
+def finish(folder: ExperimentFolder, given: Task) -> None:
+    """As a run ends."""
+    complete(open_desk(folder, given), folder)
 
 
 def events(data: bytes) -> list[Any]:
@@ -85,14 +90,14 @@ def test_a_rung_is_its_score_its_metrics_and_the_engines() -> None:
 def test_nothing_is_tracked_unless_asked_for(tmp_path: Path) -> None:
     """No folder, no thread, no import."""
     folder = experiment(Storage(str(tmp_path)), trial())
-    complete(folder, task({}))
+    finish(folder, task({}))
     assert folder.root.list() == ["trials"]
 
 
 def test_tensorboard_gets_parameters_scalars_by_rung_and_times(tmp_path: Path) -> None:
     """One event file per trial, in the experiment folder."""
     folder = experiment(Storage(str(tmp_path)), trial(1), trial(2, score=None, outcome="infeasible", rungs=()))
-    complete(folder, task({"tensorboard": True}))
+    finish(folder, task({"tensorboard": True}))
     assert folder.root.list("tensorboard") == [trial(1).trial.name, trial(2).trial.name]
     (file,) = (tmp_path / "exp" / "tensorboard" / trial(1).trial.name).iterdir()
     data = file.read_bytes()
@@ -108,9 +113,9 @@ def test_tensorboard_gets_parameters_scalars_by_rung_and_times(tmp_path: Path) -
 def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     """An experiment that goes on adds what is missing."""
     folder = experiment(Storage(str(tmp_path)), trial(1))
-    complete(folder, task({"tensorboard": True}))
+    finish(folder, task({"tensorboard": True}))
     folder.save_record(trial(2))
-    complete(folder, task({"tensorboard": True}))
+    finish(folder, task({"tensorboard": True}))
     files = sorted(p.parent.name for p in (tmp_path / "exp" / "tensorboard").rglob("events*"))
     assert files == [trial(1).trial.name, trial(2).trial.name]
 
@@ -118,14 +123,14 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
 def test_an_interrupted_trial_is_not_at_its_end(tmp_path: Path) -> None:
     """It goes on when the experiment does."""
     folder = experiment(Storage(str(tmp_path)), trial(1, outcome="stopped", failure=Failure("interrupted", "")))
-    complete(folder, task({"tensorboard": True}))
+    finish(folder, task({"tensorboard": True}))
     assert folder.root.list("tensorboard") == []
 
 
 def test_tensorboard_files_reach_an_object_store(s3: S3Server) -> None:  # noqa: F811
     """TensorBoard reads them there."""
     folder = experiment(Storage("s3://tuning/p"), trial(1))
-    complete(folder, task({"tensorboard": True}))
+    finish(folder, task({"tensorboard": True}))
     ((_, data),) = s3.files(f"p/exp/tensorboard/{trial(1).trial.name}").items()
     assert written(data)["score"][0] == (0, 400.0)
 
@@ -135,7 +140,7 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path, caplog: pytest.
     folder = experiment(Storage(str(tmp_path)), trial(1))
     (tmp_path / "exp" / "tensorboard").write_text("a file")
     with caplog.at_level(logging.WARNING):
-        complete(folder, task({"tensorboard": True}))
+        finish(folder, task({"tensorboard": True}))
     assert f"{trial(1).trial.name} is left out: cannot list {tmp_path}/exp/tensorboard" in caplog.text
 
 
@@ -194,13 +199,16 @@ def test_a_tracker_that_hangs_keeps_nobody(caplog: pytest.LogCaptureFixture) -> 
 
 
 def test_telemetry_hands_ended_trials_on(tmp_path: Path) -> None:
-    """Those of before when it begins, and all are there when the experiment is over."""
+    """Those of before when it begins; it waits for no tracker when the experiment is over."""
     folder = experiment(Storage(str(tmp_path)), trial(1))
     notes = Notes()
-    notes.gate.set()
-    callback = Telemetry(folder, "chat", 9, len, lambda: Desk([opener(notes)]), write=lambda _: None)
+    desk = Desk([opener(notes)])
+    callback = Telemetry(folder, "chat", 9, len, desk, write=lambda _: None)
     callback.setup()
     callback.on_experiment_end(trials=[])
+    assert notes.names == []
+    notes.gate.set()
+    complete(desk, folder)
     assert notes.names == [trial(1).trial.name]
 
 
@@ -219,8 +227,8 @@ def test_mlflow_gets_a_run_per_trial_and_none_twice(tmp_path: Path, mlflow: str)
     failed = trial(2, outcome="infeasible", rungs=(), score=None, failure=Failure("crash", "died of signal 9"))
     folder = experiment(Storage(str(tmp_path)), trial(1), failed)
     given = task({"mlflow": {"uri": mlflow}})
-    complete(folder, given)
-    complete(folder, given)
+    finish(folder, given)
+    finish(folder, given)
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(tracking_uri=mlflow)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from raytune_autotuner import redaction
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.storage import Storage
-from raytune_autotuner.web import redaction
 from raytune_autotuner.web.app import create_app
 from raytune_autotuner.web.security import COOKIE, MAX_BODY_BYTES, session, session_fits
 from raytune_autotuner.web.settings import Settings, token_for

@@ -19,6 +19,7 @@ from raytune_autotuner.planning.plan import make_plan, unpayable
 from raytune_autotuner.planning.rules import TASK_RULES
 from raytune_autotuner.planning.space import Rule, Space, count, grid_value
 from raytune_autotuner.records import Parameters, ParameterValue
+from raytune_autotuner.redaction import HIDDEN
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.expressions import ExpressionError
 from raytune_autotuner.task.parameters import Boolean, Choice, FloatRange, IntRange, Parameter
@@ -44,7 +45,7 @@ def load_document(document: Document) -> tuple[Task, Engine]:
     """As ``load_checked``, for text that is no file of the user's."""
     reading = read_task(document)
     engine, faults = _engine(reading)
-    faults = [*reading.faults, *faults, *_findings(reading, engine)]
+    faults = [*reading.faults, *faults, *_findings(reading, engine), *_hidden(reading.document.data, ())]
     if faults or reading.task is None or engine is None:
         raise SpecError(reading.document.problems(faults), reading.document.source)
     return reading.task, engine
@@ -112,6 +113,15 @@ def _findings(reading: Reading, engine: Engine | None) -> Iterator[Fault]:
         whole = not named and reading.intact(("parameters",), ("presets",), ("constraints",))
         found += named or ([*_feasible(task, engine), *_affordable(task, engine)] if whole else [])
     yield from (fault for fault in found if reading.intact(fault[0]))
+
+
+def _hidden(value: object, steps: Steps) -> Iterator[Fault]:
+    """Secrets that were left out where the task was copied from."""
+    if isinstance(value, dict | list):
+        for step, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _hidden(each, (*steps, step))
+    elif isinstance(value, str) and HIDDEN in value:
+        yield steps, f"`{HIDDEN}` stands for what was hidden when this was copied; write the value itself, or remove it"
 
 
 def _way(part: str) -> Steps:

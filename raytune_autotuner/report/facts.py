@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from raytune_autotuner import overview, sessions
+from raytune_autotuner import overview, redaction, sessions
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import TrialRecord, TrialState
-from raytune_autotuner.results import Results, load_results
+from raytune_autotuner.results import Results, results_of
 
 MANIFESTS = ("inference-service.yaml",)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that a report says, before it is put into words."""
+    """Everything that a report says, before it is put into words; nothing of it is secret, for reports travel."""
 
     results: Results
     states: tuple[TrialState, ...]
@@ -47,14 +47,16 @@ def read(folder: ExperimentFolder) -> Report:
         SpecError: its task cannot be read.
         StorageFault: the folder cannot be read.
     """
-    results = load_results(folder, overview.read_task(folder))
+    task = overview.read_task(folder)
+    task = task.model_copy(update={"description": redaction.text(task.description)})
+    results = results_of(folder, task, [_shown(record) for record in folder.records()])
     return Report(
         results=results,
         states=tuple(folder.states()),
         state=overview.Overview.of(folder).state,
         planned=overview.planned(folder),
-        task_text=folder.root.read("task.json") or "",
-        environment=json.loads(folder.root.read("environment.json") or "{}"),
+        task_text=redaction.json_text(folder.root.read("task.json") or ""),
+        environment=redaction.hidden(json.loads(folder.root.read("environment.json") or "{}")),
         sessions=tuple(sessions.load(folder)),
         elapsed_s=sessions.elapsed_s(folder),
         manifest=_manifest(folder, results.recommended),
@@ -67,4 +69,20 @@ def _manifest(folder: ExperimentFolder, record: TrialRecord | None) -> str:
     if record is None:
         return ""
     found = (folder.root.read(f"trials/{record.trial.name}/{name}") for name in MANIFESTS)
-    return next((text for text in found if text), "")
+    return redaction.yaml_text(next((text for text in found if text), ""))
+
+
+def _shown(record: TrialRecord) -> TrialRecord:
+    """Without its secrets."""
+    failure = record.failure
+    if failure is not None:
+        failure = replace(failure, reason=redaction.text(failure.reason), log_tail=redaction.text(failure.log_tail))
+    return replace(
+        record,
+        parameters=redaction.hidden(record.parameters),
+        argv=tuple(redaction.command_line(record.argv)),
+        engine_info=redaction.hidden(record.engine_info),
+        differences=tuple(map(redaction.text, record.differences)),
+        notes=tuple(map(redaction.text, record.notes)),
+        failure=failure,
+    )

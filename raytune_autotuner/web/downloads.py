@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from collections.abc import Iterator
 from datetime import datetime
@@ -11,14 +10,15 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 
+from raytune_autotuner import redaction
 from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.folder import ExperimentFolder
-from raytune_autotuner.web import redaction
 
 MOST_BYTES = 4 * 1024**3
 MOST_FILES = 200_000
 PIECE_BYTES = 1024 * 1024
 TEXTS = (".json", ".log", ".csv", ".txt", ".yaml", ".yml", "")
+WHOLE = {".json": redaction.json_text, ".yaml": redaction.yaml_text, ".yml": redaction.yaml_text}
 LEFT_OUT = "LEFT-OUT.txt"
 
 
@@ -89,8 +89,8 @@ def _is_within(path: str, folder: ExperimentFolder) -> bool:
 def _pieces(folder: ExperimentFolder, path: str, size: int) -> Iterator[bytes]:
     name = path.rpartition("/")[2]
     suffix = name[name.rfind(".") :] if "." in name else ""
-    if suffix == ".json" and size <= PIECE_BYTES:
-        yield _without_secrets(folder.root.read(path) or "")
+    if suffix in WHOLE and size <= PIECE_BYTES:
+        yield WHOLE[suffix](folder.root.read(path) or "").encode()
         return
     rest = b""
     for start in range(0, size, PIECE_BYTES):
@@ -102,10 +102,3 @@ def _pieces(folder: ExperimentFolder, path: str, size: int) -> Iterator[bytes]:
         yield redaction.text((whole + mark).decode(errors="replace")).encode()
     if rest:
         yield redaction.text(rest.decode(errors="replace")).encode()
-
-
-def _without_secrets(text: str) -> bytes:
-    try:
-        return json.dumps(redaction.hidden(json.loads(text)), indent=1).encode()
-    except ValueError:
-        return redaction.text(text).encode()

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from anyio import to_thread
 
+from raytune_autotuner import redaction
 from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.trial_logs import log_names
-from raytune_autotuner.web import redaction
 from raytune_autotuner.web.live import Live, message
 
 FIRST_BYTES = 64 * 1024

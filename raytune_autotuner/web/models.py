@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raytune_autotuner import redaction
 from raytune_autotuner.planning.plan import Plan
 from raytune_autotuner.records import Score
-from raytune_autotuner.web import redaction
 from raytune_autotuner.web.cards import Card
 from raytune_autotuner.web.problems import Fault
 from raytune_autotuner.web.reader import Snapshot

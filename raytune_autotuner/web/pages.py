@@ -10,8 +10,9 @@ from urllib.parse import urlencode
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
+from raytune_autotuner import redaction
 from raytune_autotuner.summary import gain
-from raytune_autotuner.web import redaction, tables
+from raytune_autotuner.web import tables
 from raytune_autotuner.web.cards import STATES, Card, workload
 from raytune_autotuner.web.live import ALL, message
 from raytune_autotuner.web.reader import Snapshot

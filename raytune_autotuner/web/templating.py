@@ -9,8 +9,7 @@ from fastapi import Request
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import HTMLResponse
 
-from raytune_autotuner import __version__
-from raytune_autotuner.web import redaction
+from raytune_autotuner import __version__, redaction
 from raytune_autotuner.web.words import FILTERS
 
 templates = Environment(

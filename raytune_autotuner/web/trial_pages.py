@@ -10,11 +10,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
+from raytune_autotuner import redaction
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.plots import trial_figures
 from raytune_autotuner.records import RungRecord, TrialRecord, from_json
 from raytune_autotuner.storage import Storage
-from raytune_autotuner.web import logs, redaction, tables
+from raytune_autotuner.web import logs, tables
 from raytune_autotuner.web.figures import plots_answer
 from raytune_autotuner.web.library import Unknown
 from raytune_autotuner.web.pages import Here
@@ -86,7 +87,7 @@ def _phases(trial: Trial) -> list[tuple[str, float, float]]:
 
 def _manifest(folder: Storage) -> str:
     found = (folder.read(name) for name in MANIFESTS)
-    return redaction.text(next((text for text in found if text), ""))
+    return redaction.yaml_text(next((text for text in found if text), ""))
 
 
 def _info(record: TrialRecord | None) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
+
+import yaml
 
 HIDDEN = "•••"
 SECRET_WORDS = frozenset(
@@ -38,10 +41,17 @@ def hidden(value: Any, name: str = "") -> Any:
         within_env = name == "env"
         return {k: HIDDEN if within_env and v else hidden(v, str(k)) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return command_line(value)
+        return [_variable(each) for each in value] if name == "env" else command_line(value)
     if isinstance(value, str):
         return HIDDEN if is_secret_name(name) and value and not HARMLESS.match(value) else text(value)
     return value
+
+
+def _variable(given: Any) -> Any:
+    """One of a container's (Kubernetes' ``EnvVar``); what comes from a Secret is no value."""
+    if not isinstance(given, Mapping):
+        return hidden(given)
+    return {k: HIDDEN if k == "value" and v else hidden(v, str(k)) for k, v in given.items()}
 
 
 def command_line(words: Sequence[Any]) -> list[Any]:
@@ -64,6 +74,24 @@ def text(given: str, values: Iterable[str] | None = None) -> str:
     for value in own_secrets() if values is None else values:
         given = given.replace(value, HIDDEN)
     return given
+
+
+def json_text(given: str) -> str:
+    """A JSON file without its secrets."""
+    try:
+        return json.dumps(hidden(json.loads(given)), indent=1, ensure_ascii=False)
+    except ValueError:
+        return text(given)
+
+
+def yaml_text(given: str) -> str:
+    """A YAML file without its secrets, as it was written where it has none."""
+    try:
+        found = list(yaml.safe_load_all(given))
+    except (yaml.YAMLError, ValueError):
+        return text(given)
+    shown = [hidden(each) for each in found]
+    return text(given) if shown == found else str(yaml.safe_dump_all(shown, sort_keys=False, allow_unicode=True))
 
 
 def _masked(found: re.Match[str]) -> str:

@@ -7,15 +7,21 @@ import io
 import json
 import re
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 
+from raytune_autotuner import overview, report
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
 from raytune_autotuner.records import TrialId, config_hash
 from raytune_autotuner.storage import Storage
+from raytune_autotuner.task import taskfile
+from raytune_autotuner.task.spec import parse_task
 from raytune_autotuner.web.new_task import STARTS
+from tests.example_experiment import Example, build
 from tests.web_site import DONE, RUNNING, STOPPED, Starts, client, fill, texts
 
 
@@ -128,6 +134,56 @@ def test_everything_is_downloaded_without_secrets(tmp_path: Path) -> None:
         json.loads(found.read(f"{DONE}/task.json"))
 
 
+SECRET, FLAG = "pa55phrase-of-env", "sk-of-a-flag"
+
+
+def _with_secrets(folder: Path) -> None:
+    """One in a variable and one in a flag, in every file that can have them."""
+    fill(folder)
+    task = {"runtime": {"env": {"PLAIN": SECRET}, "args": ["--api-key", FLAG]}}
+    made = build(folder, Example(name="secret", trials=3, requests=2, confirm=1, task=task))
+    record = next(each for each in made.records() if each.trial.purpose == "baseline")
+    made.save_record(replace(record, argv=(*record.argv, "--api-key", FLAG)))
+    container = {"env": [{"name": "PLAIN", "value": SECRET}], "args": ["--api-key", FLAG]}
+    for trial in made.trial_names():
+        made.root.write(f"trials/{trial}/inference-service.yaml", yaml.safe_dump({"spec": {"runner": container}}))
+
+
+@pytest.mark.parametrize("form", ["html", "md", "csv", "json"])
+def test_a_report_has_no_secrets(tmp_path: Path, form: str) -> None:
+    """In any form: reports travel."""
+    _with_secrets(tmp_path)
+    shown = report.FORMATS[form](report.read(ExperimentFolder(Storage(str(tmp_path)), "secret")))
+    assert SECRET not in shown
+    assert FLAG not in shown
+
+
+def test_no_page_and_no_download_has_secrets(tmp_path: Path) -> None:
+    """Nor the task that is made from an experiment, be it from its record or from the file that was started here."""
+    _with_secrets(tmp_path)
+    asked = client(tmp_path)
+    baseline = next((tmp_path / "secret" / "trials").glob("baseline-*")).name
+    paths = ("/experiments/secret", f"/experiments/secret/trials/{baseline}", "/api/v1/experiments/secret")
+    found = [asked.get(path).text for path in (*paths, "/experiments/secret/report", "/new?copy=secret")]
+    own = f"# mine\nruntime:\n  env: {{PLAIN: {SECRET}}}  # not yours\n  args: [--api-key, {FLAG}]\n"
+    (tmp_path / "secret" / "launch").mkdir()
+    (tmp_path / "secret" / "launch" / "task.yaml").write_text(own)
+    copied = asked.get("/new?copy=secret").text
+    assert _text(copied) == own.replace(SECRET, "•••").replace(FLAG, "•••")
+    with zipfile.ZipFile(io.BytesIO(asked.get("/experiments/secret/download").content)) as archive:
+        found += [copied, *(archive.read(name).decode(errors="replace") for name in archive.namelist())]
+    assert not [text for text in found if SECRET in text or FLAG in text]
+
+
+def test_a_copied_task_asks_for_its_secrets(tmp_path: Path) -> None:
+    """What stands in their place starts nothing, and is said beside its field."""
+    _with_secrets(tmp_path)
+    shown = client(tmp_path).get("/new?copy=secret").text
+    assert "stands for what was hidden" in shown[shown.index('id="f-runtime-env-fault"') :]
+    assert 'id="f-runtime-args-fault"' in shown
+    assert "disabled>Start" in shown
+
+
 def test_the_report_is_a_file(folder: Path) -> None:
     """One that opens by itself."""
     answer = client(folder).get(f"/experiments/{DONE}/report")
@@ -224,15 +280,104 @@ def test_faults_stand_beside_their_fields(tmp_path: Path) -> None:
     assert 'id="fault-threads"' in shown
     assert "num_concurrency: [1, 4]" in shown
     assert "disabled>Start" in shown
-    broken = client(tmp_path).post("/new/text", data={"text": "task_name: [\n# kept"}).text
-    assert not texts(broken, "# kept", "not YAML")
+
+
+def test_a_text_that_cannot_be_read_locks_the_form(tmp_path: Path) -> None:
+    """It keeps what it said last, and the text what was written; when it can be read again, both go on."""
+    asked = client(tmp_path)
+    good = write_task(STARTS["sglang"])
+    bad = good.replace("optimization:", "optimization: [") + "# kept\n"
+    broken = asked.post("/new/form", data={"shown": good, "text": bad}).text
+    assert not texts(broken, "# kept", "not YAML", 'value="my-runtime"', "cannot be read as it is")
+    assert re.search(r'<fieldset class="form"\s+disabled>', broken)
+    assert _text(broken) == bad
+    sent = _fields(broken)
+    again = asked.post("/new/form", data={"shown": sent["shown"][0], "text": good}).text
+    assert _text(again) == good
+    assert not re.search(r'<fieldset class="form"\s+disabled>', again)
+
+
+@pytest.mark.parametrize(
+    ("before", "changes", "after"),
+    [
+        ("max_iterations: 20  # each", {"optimization.max_iterations": "7"}, "max_iterations: 7  # each"),
+        ("  max_iterations: 20  # each\n", {"optimization.max_iterations": ""}, ""),
+        ("task_name:", {"description": "why: this"}, "task_name:"),
+        ("  slo: {ttft_p99_s: 1.5}\n", {"optimization.slo": ""}, ""),
+        ("    - 4\n    - 8\n", {"benchmark.num_concurrency": "1, 2, 3"}, "    - 1\n    - 2\n    - 3\n"),
+        ("values: [1, 2]", {"parameter:tp_size": "1, 4"}, "values: [1, 4]"),
+        (
+            "{ttft_p99_s: 1.5}",
+            {"optimization.slo": "{ttft_p99_s: 1.5, error_ratio: 0}"},
+            "{ttft_p99_s: 1.5, error_ratio: 0}",
+        ),
+    ],
+)
+def test_the_form_changes_its_own_in_the_text(tmp_path: Path, before: str, changes: dict[str, str], after: str) -> None:
+    """Comments, order and what the form does not know stay as they were written."""
+    text = COMMENTED
+    assert before in text
+    asked = client(tmp_path)
+    sent = {**_fields(asked.post("/new/form", data={"text": text}).text), **changes}
+    now = _text(asked.post("/new/form", data=sent).text)
+    kept = now.replace("description: 'why: this'\n", "") if "description" in changes else now
+    assert kept == text.replace(before, after)
+    if "description" in changes:
+        assert taskfile.parse(now, "task").data["description"] == "why: this"
+
+
+COMMENTED = """# of Ann
+task_name: commented
+optimizaton: {misspelt: true}  # stays, with its fault
+backend: ome
+engine: sglang
+model: {name: m}
+base_runtime: r
+
+parameters:
+  # two nodes
+  tp_size: {type: choice, values: [1, 2]}
+optimization:
+  # the most
+  max_iterations: 20  # each
+  slo: {ttft_p99_s: 1.5}
+  objective: maximize_throughput
+benchmark:
+  num_concurrency:  # of users
+    - 4
+    - 8
+  model_tokenizer: t
+# the end
+"""
+
+
+def test_a_misspelt_section_stays_with_its_fault(tmp_path: Path) -> None:
+    """Whatever is changed in the form."""
+    asked = client(tmp_path)
+    sent = {**_fields(asked.post("/new/form", data={"text": COMMENTED}).text), "optimization.max_iterations": "7"}
+    shown = asked.post("/new/form", data=sent).text
+    assert not texts(shown, "optimizaton: {misspelt: true}", "<code>optimizaton</code>")
+
+
+def test_form_and_text_are_changed_at_once(tmp_path: Path) -> None:
+    """Neither takes back what was done to the other meanwhile."""
+    asked = client(tmp_path)
+    sent = _fields(asked.post("/new/form", data={"text": COMMENTED}).text)
+    sent |= {"optimization.max_iterations": ["7"], "text": [COMMENTED.replace("- 8", "- 16")]}
+    assert _text(asked.post("/new/form", data=sent).text) == COMMENTED.replace("- 8", "- 16").replace("20  #", "7  #")
+
+
+def _text(shown: str) -> str:
+    found = re.search(r'<textarea [^>]*id="text"[^>]*>(.*?)</textarea>', shown, re.DOTALL)
+    assert found
+    return html.unescape(found[1])
 
 
 def test_form_and_text_say_the_same(tmp_path: Path) -> None:
     """What the text says fills the form; the form sent back gives the same task."""
     asked = client(tmp_path)
     for wish in STARTS.values():
-        shown = asked.post("/new/text", data={"text": write_task(wish)}).text
+        shown = asked.post("/new/form", data={"text": write_task(wish)}).text
         again = asked.post("/new/form", data=_fields(shown)).text
         assert _plan(again) == _plan(shown)
         assert _fields(again) == _fields(shown)
@@ -276,6 +421,17 @@ def test_a_task_is_started_here_only_when_it_is_valid(tmp_path: Path) -> None:
     assert starts.started[1][0].startswith("local-demo-2")
 
 
+def test_what_is_started_is_what_the_form_says_now(tmp_path: Path) -> None:
+    """Also before the page has followed; what cannot be read in it starts nothing."""
+    starts = Starts(Storage(str(tmp_path)))
+    asked = client(tmp_path, starts)
+    sent = {**_fields(asked.get("/new?start=local").text), "optimization.max_iterations": "7"}
+    assert asked.post("/new/start", data={**sent, "optimization.max_iterations": "["}).status_code == 422
+    assert asked.post("/new/start", data=sent).status_code == 303
+    ((_, text),) = starts.started
+    assert "max_iterations: 7" in text
+
+
 def test_a_ray_cluster_that_is_not_there_is_said(tmp_path: Path) -> None:
     """An address of another form is the user's fault, and nothing is lost of what was written."""
     text = write_task(STARTS["local"])
@@ -297,6 +453,10 @@ def test_a_new_task_is_made_from_an_experiment(folder: Path) -> None:
     """Its task, with all that it searched."""
     shown = client(folder).get(f"/new?copy={DONE}").text
     assert not texts(shown, "llama-3-1-8b-instruct", "maximize_throughput_per_gpu", "0.7..0.95", "16..512 log")
+    task = overview.read_task(ExperimentFolder(Storage(str(folder)), DONE))
+    assert parse_task(taskfile.parse(_text(shown), "task").data, "task") == task
+    assert "null" not in _text(shown)
+    assert "telemetry" not in _text(shown)
 
 
 def test_without_a_cluster_names_are_typed(tmp_path: Path) -> None:

@@ -125,9 +125,9 @@ def parse(text: str, source: str, strict_json: bool = False) -> Document:
     if strict_json:
         data = _json(text, source)
         with suppress(SpecError):  # the nodes give only the lines here; JSON may be indented by tabs, YAML not
-            builder.build(_compose(text.replace("\t", " "), source), ())
+            builder.build(compose(text.replace("\t", " "), source), ())
     else:
-        data = builder.build(_compose(text, source), ())
+        data = builder.build(compose(text, source), ())
     document = Document(data, source, builder.lines)
     faults = [*builder.faults, *_unfit(document.data, ())]
     if faults:
@@ -194,7 +194,7 @@ def _setting_value(text: str) -> Any:
     text = text.strip()
     builder = _Builder("")
     try:
-        value = builder.build(_compose(text, "") if text[:1] in tuple("[{'\"") else _plain(text), ())
+        value = builder.build(compose(text, "") if text[:1] in tuple("[{'\"") else _plain(text), ())
     except SpecError as error:
         raise _SettingError(f"the value cannot be read: {error.problems[0].message}") from error
     faults = [*builder.faults, *_unfit(value, ())]
@@ -254,7 +254,8 @@ def _json(text: str, source: str) -> Any:
         ) from error
 
 
-def _compose(text: str, source: str) -> yaml.Node:
+def compose(text: str, source: str) -> yaml.Node:
+    """The nodes of a text, with their places in it; raises what ``parse`` does."""
     try:
         loader = _Loader(text)
         node: yaml.Node | None = loader.get_single_node()

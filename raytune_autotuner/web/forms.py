@@ -1,4 +1,4 @@
-"""The form of a task, made from the task file's JSON Schema and the engine's file; and back to a task's data."""
+"""The form of a task, made from the task file's JSON Schema and the engine's file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, Literal
 import yaml
 
 from raytune_autotuner.engines.engine import Engine, engine_names, load_engine
-from raytune_autotuner.errors import SpecError
 from raytune_autotuner.objectives import OBJECTIVES
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import json_schema
@@ -20,7 +19,6 @@ from raytune_autotuner.web import parameter_text
 from raytune_autotuner.web.problems import Fault
 
 Kind = Literal["text", "integer", "number", "switch", "choice", "lines", "numbers", "yaml"]
-NUMBER_BREAK = re.compile(r"[,;\s]+")
 OWN = ("parameters", "presets")
 """Fields that have a part of the form for themselves."""
 MAIN: Mapping[str, tuple[str, ...]] = {
@@ -143,7 +141,7 @@ def _field(place: str, given: Mapping[str, Any], inner: Mapping[str, Any], requi
         help=given.get("description", inner.get("description", "")),
         kind=kind,
         choices=tuple(map(str, inner["enum"])) if kind == "choice" else SUGGESTED.get(place, ()),
-        default=_shown(default, kind) if default not in (None, "", [], {}) else "",
+        default=shown(default, kind) if default not in (None, "", [], {}) else "",
         minimum=inner.get("minimum", inner.get("exclusiveMinimum")),
         maximum=inner.get("maximum", inner.get("exclusiveMaximum")),
         required=required,
@@ -160,7 +158,7 @@ def _kind(schema: Mapping[str, Any]) -> Kind:
     return kinds.get(str(schema.get("type")), "yaml")
 
 
-def _shown(value: Any, kind: Kind) -> str:
+def shown(value: Any, kind: Kind) -> str:
     """A value of a task as the text of its field."""
     if value is None:
         return ""
@@ -190,7 +188,7 @@ def make(data: Any, faults: Iterable[Fault]) -> Form:
     more: dict[str, list[Field]] = {}
     for place, field in by_place.items():
         more.setdefault(place.partition(".")[0] if "." in place else "others", []).append(field)
-    engine = _engine(data)
+    engine = engine_of(data)
     chosen = data.get("presets") if isinstance(data.get("presets"), list) else []
     presets = [(n, p.description, n in (chosen or [])) for n, p in engine.presets.items()] if engine else []
     return Form(main, more, _groups(engine, data, beside), presets, others)
@@ -198,7 +196,7 @@ def make(data: Any, faults: Iterable[Fault]) -> Form:
 
 def _filled(field: Field, data: Mapping[str, Any], beside: Mapping[str, str]) -> Field:
     value = taskfile.at(data, tuple(field.place.split(".")))
-    return replace(field, value=_shown(value, field.kind), fault=beside.get(field.place, ""))
+    return replace(field, value=shown(value, field.kind), fault=beside.get(field.place, ""))
 
 
 def _assigned(faults: list[Fault], data: Mapping[str, Any]) -> tuple[dict[str, str], list[Fault]]:
@@ -226,7 +224,7 @@ def _nearest(place: str, places: Sequence[str]) -> str | None:
     return next((each for each in places if place and each.startswith(f"{place}.")), None)
 
 
-def _engine(data: Mapping[str, Any]) -> Engine | None:
+def engine_of(data: Mapping[str, Any]) -> Engine | None:
     name = data.get("engine") or ("sglang" if data.get("backend", "ome") == "ome" else None)
     if not isinstance(name, str) or name not in engine_names():  # a file of the user's is not opened from here
         return None
@@ -246,7 +244,7 @@ def _groups(engine: Engine | None, data: Mapping[str, Any], beside: Mapping[str,
             groups[title] = [_known_row(engine, n, names.get(n), searched, beside) for n in rows]
     own = [name for name in searched if not engine or engine.canonical(name) is None]
     groups["of your own"] = [
-        ParameterRow(name, "", True, _text(searched[name]), "", beside.get(f"parameters.{name}", "")) for name in own
+        ParameterRow(name, "", True, line(searched[name]), "", beside.get(f"parameters.{name}", "")) for name in own
     ]
     return groups
 
@@ -255,98 +253,13 @@ def _known_row(
     engine: Engine, name: str, spelt: str | None, searched: Mapping[str, Any], beside: Mapping[str, str]
 ) -> ParameterRow:
     known, suggestion = engine.parameters[name], parameter_text.suggested(engine, name)
-    text = _text(searched[spelt]) if spelt else suggestion
+    text = line(searched[spelt]) if spelt else suggestion
     fault = beside.get(f"parameters.{spelt}", "") if spelt else ""
     return ParameterRow(spelt or name, known.help, spelt is not None, text, suggestion, fault, known.lossy)
 
 
-def _text(parameter: Any) -> str:
+def line(parameter: Any) -> str:
+    """A searched parameter of a task as the text of its row."""
     if isinstance(parameter, dict):
         return parameter_text.write(parameter) or json.dumps(parameter)
     return json.dumps(parameter)
-
-
-def read(given: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[Fault]]:
-    """The data of a task that a form says, and what of it cannot be read."""
-    data: dict[str, Any] = {}
-    faults: list[Fault] = []
-    for field in _in_order():
-        text = next(iter(given.get(field.place, ())), "").replace("\r\n", "\n").strip()
-        if not text:
-            continue
-        try:
-            _put(data, field.place.split("."), _value(text, field.kind))
-        except SpecError as error:
-            faults.append(Fault(place=field.place, message=error.problems[0].message))
-    parameters, wrong = _read_parameters(given)
-    if parameters:
-        data["parameters"] = parameters
-    if presets := list(given.get("presets", ())):
-        data["presets"] = presets
-    return _arranged(data), [*faults, *wrong]
-
-
-def _in_order() -> Iterator[Field]:
-    yield from fields()
-
-
-def _put(data: dict[str, Any], steps: Sequence[str], value: Any) -> None:
-    for step in steps[:-1]:
-        data = data.setdefault(step, {})
-    data[steps[-1]] = value
-
-
-def _value(text: str, kind: Kind) -> Any:
-    if kind in ("text", "choice"):
-        return text
-    if kind == "lines":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    if kind == "numbers":
-        return taskfile.parse(f"[{', '.join(NUMBER_BREAK.split(text.strip(',; ')))}]", "field").data
-    return taskfile.parse(text, "field").data
-
-
-def _read_parameters(given: Mapping[str, Sequence[str]]) -> tuple[dict[str, Any], list[Fault]]:
-    parameters: dict[str, Any] = {}
-    faults: list[Fault] = []
-    for name in dict.fromkeys((*given.get("searched", ()), *filter(None, given.get("another", ())))):
-        text = next(iter(given.get(f"parameter:{name}", given.get("another_values", ()))), "")
-        try:
-            data = json.loads(text) if text.lstrip().startswith("{") else parameter_text.read(text)
-            parameters[name.strip()] = data
-        except (SpecError, ValueError) as error:
-            said = error.problems[0].message if isinstance(error, SpecError) else "this is not JSON"
-            parameters[name.strip()] = {}
-            faults.append(Fault(place=f"parameters.{name.strip()}", message=said))
-    return parameters, faults
-
-
-ORDER = ("task_name", "description", "backend", "engine", "model", "base_runtime", "runtime", "ome", "parameters")
-"""How people write a task; what is not here comes after."""
-
-
-def _arranged(data: dict[str, Any]) -> dict[str, Any]:
-    return {name: data[name] for name in (*(n for n in ORDER if n in data), *(n for n in data if n not in ORDER))}
-
-
-def to_text(data: Mapping[str, Any]) -> str:
-    """A task's data as YAML, short lists and mappings on a line."""
-    return str(yaml.dump(dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110))
-
-
-class _Dumper(yaml.SafeDumper):
-    """Leaves of the tree on one line each."""
-
-
-def _short(dumper: yaml.SafeDumper, value: Any) -> yaml.Node:
-    node = yaml.SafeDumper.represent_dict(dumper, value) if isinstance(value, dict) else dumper.represent_list(value)
-    parts = value.values() if isinstance(value, dict) else value
-    flow = len(value) <= FLOW_PARTS and not any(isinstance(part, dict) for part in parts)
-    is_parameter = isinstance(value, dict) and "type" in value
-    node.flow_style = is_parameter or (flow and isinstance(value, list))
-    return node
-
-
-FLOW_PARTS = 16
-_Dumper.add_representer(dict, _short)
-_Dumper.add_representer(list, _short)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
-from fastapi import APIRouter, File, Form, Request, UploadFile
-from starlette.concurrency import run_in_threadpool
+from fastapi import APIRouter, Depends, File, Request, UploadFile
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from raytune_autotuner import overview
+from raytune_autotuner import overview, redaction
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.planning.init_task import Wish, write_task
-from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.taskfile import MAX_BYTES
-from raytune_autotuner.web import drafts, forms
+from raytune_autotuner.web import drafts, form_reading, forms, task_text
 from raytune_autotuner.web.drafts import Draft
+from raytune_autotuner.web.form_reading import Given
 from raytune_autotuner.web.launching import new_name
 from raytune_autotuner.web.pages import Here
 from raytune_autotuner.web.problems import Fault
@@ -24,7 +24,6 @@ from raytune_autotuner.web.site import Site
 from raytune_autotuner.web.templating import page
 
 router = APIRouter(include_in_schema=False)
-Text = Annotated[str, Form(max_length=MAX_BYTES)]
 STARTS = {
     "local": Wish(model="gemma-3-270m", engine="llamacpp", backend="local", name="local-demo", concurrency=(4,)),
     "sglang": Wish(model="my-model", engine="sglang", runtime="my-runtime", tokenizer="my-org/my-model"),
@@ -37,37 +36,63 @@ STARTS = {
 def new(request: Request, site: Here, start: str = "", copy: str = "") -> HTMLResponse:
     """A task to begin with: one that comes along, or that of an experiment."""
     if copy:
-        return _page(request, site, _task_of(site, copy))
+        return _page(request, site, Written(_task_of(site, copy), ""))
     if start not in STARTS:
         start = "local" if importlib.util.find_spec("xllamacpp") and not site.settings.kubeconfig else "sglang"
-    return _page(request, site, write_task(STARTS[start]), start=start)
+    return _page(request, site, Written(write_task(STARTS[start]), ""), start=start)
 
 
 def _task_of(site: Site, name: str) -> str:
+    """The task of an experiment without its secrets, as it was written where it was started from here."""
     folder = site.library.folder(name)
-    own = folder.root.read("launch/task.yaml")
-    if own:
-        return own
-    return forms.to_text(overview.read_task(folder).model_dump(mode="json", exclude_unset=True))
+    own = folder.root.read("launch/task.yaml") or ""
+    data = task_text.data_of(own)
+    if not data:
+        said = overview.read_task(folder).model_dump(mode="json", exclude_defaults=True)
+        return task_text.to_text(redaction.hidden(said))
+    shown = redaction.hidden(data)
+    text = task_text.rewritten(own, shown)
+    masked = redaction.text(text)  # comments too
+    return masked if task_text.data_of(masked) == shown else task_text.to_text(shown)
+
+
+async def _posted(request: Request) -> Given:
+    form = await request.form(max_files=0, max_fields=2000)
+    return {key: [str(value) for value in form.getlist(key)] for key in form}
+
+
+Posted = Annotated[Given, Depends(_posted)]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was sent of a task: its text with what was changed in the form."""
+
+    text: str
+    shown: str
+    """The last text that the form could show."""
+    faults: Sequence[Fault] = ()
+    """Of what cannot be read in the form."""
+
+    @classmethod
+    def of(cls, given: Given) -> Written:
+        shown = _first(given, "shown")
+        text = _first(given, "text", shown)
+        before, data = task_text.data_of(shown), task_text.data_of(text)
+        if data is None:
+            return cls(text, shown)
+        wanted, faults = form_reading.read(given, before or {}, data)
+        return cls(task_text.rewritten(text, wanted), shown, faults)
+
+
+def _first(given: Given, name: str, otherwise: str = "") -> str:
+    return next(iter(given.get(name, ())), otherwise).replace("\r\n", "\n")
 
 
 @router.post("/new/form")
-async def from_form(request: Request, site: Here) -> HTMLResponse:
-    """The form has changed: its text and plan."""
-    posted = await request.form(max_files=0, max_fields=2000)
-    given = {key: [str(value) for value in posted.getlist(key)] for key in posted}
-    return await run_in_threadpool(_of_form, request, site, given)
-
-
-def _of_form(request: Request, site: Site, given: Mapping[str, Sequence[str]]) -> HTMLResponse:
-    data, faults = forms.read(given)
-    return _page(request, site, forms.to_text(data), data, faults)
-
-
-@router.post("/new/text")
-def from_text(request: Request, site: Here, text: Text = "") -> HTMLResponse:
-    """The text has changed: its form and plan."""
-    return _page(request, site, text.replace("\r\n", "\n"))
+def changed(request: Request, site: Here, given: Posted) -> HTMLResponse:
+    """The form or the text has changed: both, and the plan."""
+    return _page(request, site, Written.of(given), given)
 
 
 @router.post("/new/upload")
@@ -76,38 +101,33 @@ def upload(request: Request, site: Here, file: Annotated[UploadFile, File()]) ->
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return _page(request, site, "", faults=[Fault(place="", message="this is not a text file in UTF-8")])
-    return _page(request, site, text)
+        faults = [Fault(place="", message="this is not a text file in UTF-8")]
+        return _page(request, site, Written("", "", faults))
+    return _page(request, site, Written(text, ""))
 
 
 @router.post("/new/download")
-def download(text: Text = "") -> Response:
+def download(given: Posted) -> Response:
     headers = {"Content-Disposition": "attachment; filename=task.yaml"}
-    return Response(text, headers=headers, media_type="application/yaml")
+    return Response(Written.of(given).text, headers=headers, media_type="application/yaml")
 
 
 @router.post("/new/start")
-def start(
-    request: Request,
-    site: Here,
-    text: Text = "",
-    name: Annotated[str, Form(max_length=200)] = "",
-    where: Annotated[str, Form(max_length=20)] = "here",
-    address: Annotated[str, Form(max_length=500)] = "",
-) -> Response:
+def start(request: Request, site: Here, given: Posted) -> Response:
     """Begin the experiment, or show what keeps it from it."""
-    text = text.replace("\r\n", "\n")
-    draft = drafts.check(text)
-    if draft.task is None:
-        return _page(request, site, text, code=422)
-    chosen = name.strip() or new_name(draft.task.task_name, site.settings.storage)
+    written = Written.of(given)
+    draft = drafts.check(written.text)
+    if draft.task is None or written.faults:
+        return _page(request, site, written, given, code=422)
+    chosen = _first(given, "name").strip() or new_name(draft.task.task_name, site.settings.storage)
     try:
-        if where == "ray":
-            return page(request, "submitted.html", name=chosen, job=_submitted(site, draft, chosen, address.strip()))
-        site.launcher.start(chosen, text)
+        if _first(given, "where") == "ray":
+            job = _submitted(site, draft, chosen, _first(given, "address").strip())
+            return page(request, "submitted.html", name=chosen, job=job)
+        site.launcher.start(chosen, written.text)
     except SpecError as error:
         faults = [Fault.of(each) for each in error.problems]
-        return _page(request, site, text, start_faults=faults, name=name, where=where, address=address, code=422)
+        return _page(request, site, written, given, start_faults=faults, code=422)
     return RedirectResponse(f"/experiments/{chosen}", 303)
 
 
@@ -135,39 +155,32 @@ def cluster(request: Request, site: Here) -> HTMLResponse:
 def _page(
     request: Request,
     site: Site,
-    text: str,
-    data: Any = None,
-    faults: Sequence[Fault] = (),
+    written: Written,
+    given: Given | None = None,
     *,
     code: int = 200,
     start_faults: Sequence[Fault] = (),
-    **kept: str,
+    start: str = "",
 ) -> HTMLResponse:
-    draft = drafts.check(text)
-    if data is None:
-        data = _data(text)
-    said = {fault.place for fault in faults}
-    found = [*faults, *(fault for fault in draft.faults if fault.place not in said)]
+    given, draft, data = given or {}, drafts.check(written.text), task_text.data_of(written.text)
+    said = {fault.place for fault in written.faults}
+    found = [*written.faults, *(fault for fault in draft.faults if fault.place not in said)]
+    shown = written.shown if data is None else written.text
     return page(
         request,
         "new.html",
         code,
-        form=forms.make(data, found),
-        text=text,
+        form=forms.make(task_text.data_of(shown), found),
+        locked=data is None,
+        shown=shown,
+        text=written.text,
         faults=found,
         plan=draft.plan if not found else None,
         start_faults=start_faults,
         starts=STARTS,
-        start=kept.get("start", ""),
-        name=kept.get("name", ""),
-        where=kept.get("where", "here"),
-        address=kept.get("address", "") or site.settings.ray_address or "",
+        start=start,
+        name=_first(given, "name"),
+        where=_first(given, "where", "here"),
+        address=_first(given, "address") or site.settings.ray_address or "",
         storage=site.settings.storage.location(),
     )
-
-
-def _data(text: str) -> Any:
-    try:
-        return taskfile.parse(text, drafts.SOURCE).data
-    except SpecError:
-        return {}

@@ -5,6 +5,15 @@ Idiomorph.defaults.ignoreActiveValue = true; // what somebody types is not repla
 Idiomorph.defaults.callbacks.beforeNodeMorphed = (node) => !(node.dataset && "keep" in node.dataset);
 Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.tagName === "DETAILS");
 
+document.addEventListener("htmx:afterSwap", (event) => { // the text follows the form also where somebody only stands in it
+  const [text, shown] = [document.getElementById("text"), document.getElementById("shown")];
+  if (!shown || document.activeElement !== text || document.querySelector("fieldset.form:disabled")) return;
+  if (event.detail.requestConfig.formData.get("text") !== text.value) return; // more was typed meanwhile
+  const at = text.selectionStart;
+  text.value = shown.value;
+  text.setSelectionRange(at, at);
+});
+
 const theme = matchMedia("(prefers-color-scheme: dark)");
 
 async function draw(box) {

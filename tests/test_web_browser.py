@@ -74,6 +74,36 @@ def test_a_fault_is_shown_beside_its_field_while_one_types(page: Any) -> None:
     assert page.get_by_role("button", name="Start").is_enabled()
 
 
+def test_start_begins_what_is_written_at_that_moment(page: Any, site: tuple[str, Path]) -> None:
+    """A field that was changed a moment ago counts, though the text has not followed yet."""
+    page.goto("/new?start=sglang")
+    sent: list[str] = []
+    page.route("**/new/start", lambda route: (sent.append(route.request.post_data), route.abort()))
+    page.route("**/new/form", lambda route: None)  # never answered
+    page.get_by_label("Trials of the search").fill("7")
+    page.get_by_role("button", name="Start").click()
+    until(lambda: bool(sent) or page.wait_for_timeout(50))
+    assert "optimization.max_iterations=7" in sent[0]
+
+
+def test_a_text_that_does_not_parse_locks_the_form_for_as_long(page: Any) -> None:
+    """Nothing of the form is lost, nor of the comments when it goes on."""
+    page.goto("/new?start=sglang")
+    text = page.locator("#text")
+    good = "# mine\n" + text.input_value()
+    text.fill(good + "oops: [")
+    field = page.get_by_label("Trials of the search")
+    page.get_by_text("cannot be read as it is").wait_for()
+    assert field.is_disabled()
+    assert field.input_value() == "20"
+    text.fill(good)
+    page.get_by_text("cannot be read as it is").wait_for(state="detached")
+    field.fill("7")
+    text.focus()  # somebody who only stands in the text must not keep it from following
+    page.wait_for_function("() => document.getElementById('text').value.includes('max_iterations: 7')")
+    assert text.input_value() == good.replace("max_iterations: 20", "max_iterations: 7")
+
+
 def test_the_form_follows_the_text(page: Any) -> None:
     """Both ways."""
     page.goto("/new?start=sglang")
@@ -150,6 +180,55 @@ def test_the_log_of_a_trial_grows_on_the_page(page: Any, site: tuple[str, Path])
     with log.open("a") as stream:
         stream.write("ready to serve\n")
     page.get_by_text("ready to serve").wait_for()
+
+
+def test_a_log_that_begins_later_appears(page: Any, site: tuple[str, Path]) -> None:
+    """The page was opened before anything was said; each line stands there once."""
+    build(site[1], Example(name="silent", trials=2, running=1, requests=2, confirm=0))
+    folder = ExperimentFolder(Storage(str(site[1])), "silent")
+    trial = next(each.trial.name for each in folder.states() if each.outcome is None)
+    below = site[1] / "silent" / "trials" / trial
+    (below / "engine.log").unlink(missing_ok=True)
+    page.goto(f"/experiments/silent/trials/{trial}")
+    page.get_by_text("live", exact=True).wait_for()
+    assert page.locator("#log").inner_text() == ""
+    (below / "engine.log").write_text("loading weights\n")
+    page.locator("#log", has_text="loading weights").wait_for()
+    hide(page, True)
+    hide(page, False)
+    with (below / "engine.log").open("a") as stream:
+        stream.write("ready to serve\n")
+    page.locator("#log", has_text="ready to serve").wait_for()
+    assert page.locator("#log").inner_text().count("loading weights") == 1
+
+
+def hide(page: Any, hidden: bool) -> None:
+    """As if somebody went to another tab, and came back."""
+    page.evaluate(
+        """(hidden) => {
+            Object.defineProperty(document, "hidden", { value: hidden, configurable: true });
+            document.dispatchEvent(new Event("visibilitychange"));
+        }""",
+        hidden,
+    )
+
+
+def test_tabs_that_nobody_looks_at_hold_no_connection(browser: Any, site: tuple[str, Path]) -> None:
+    """A browser allows six; what has changed meanwhile is shown when one comes back."""
+    folder = ExperimentFolder(Storage(str(site[1])), RUNNING)
+    context = browser.new_context(base_url=site[0])
+    context.set_default_timeout(WAIT_MS)
+    pages = [context.new_page() for _ in range(8)]
+    for page in pages:
+        page.goto(f"/experiments/{RUNNING}")
+        page.get_by_text("live", exact=True).wait_for()
+        hide(page, True)
+    state = next(each for each in folder.states() if each.outcome is None)
+    text = to_json(state).replace(f'"detail": "{state.detail}"', '"detail": "while nobody looked"')
+    folder.root.write(f"trials/{state.trial.name}/state.json", text)
+    hide(pages[0], False)
+    pages[0].get_by_text("while nobody looked").wait_for()
+    context.close()
 
 
 def paths(site: tuple[str, Path]) -> list[str]:

@@ -163,14 +163,15 @@ def test_a_large_log_is_told_from_near_its_end(tmp_path: Path) -> None:
     assert len(Growing(Storage(str(tmp_path)), "engine.log").news()) <= 64 * 1024
 
 
-def test_following_a_log_ends_with_the_trial(tmp_path: Path) -> None:
-    """All that was said is told first."""
+@pytest.mark.parametrize("name", ["engine.log", ""])
+def test_following_a_log_ends_with_the_trial(tmp_path: Path, name: str) -> None:
+    """All that was said is told first; without a name, it is the first log that there is."""
     folder = small(tmp_path)
     trial = folder.root.sub(f"trials/{folder.trial_names()[0]}")
     site = Site.of(Settings(Storage(str(tmp_path))))
 
     async def events() -> list[str]:
-        return [event async for event in follow(trial, "engine.log", site.live)]
+        return [event async for event in follow(trial, name, site.live)]
 
     told = asyncio.run(events())
     assert "event: log" in told[0]

@@ -55,13 +55,17 @@ class Growing:
 
 
 async def follow(trial: Storage, name: str, live: Live) -> AsyncIterator[str]:
-    """A stream of events: ``log`` with a JSON text each, ``over`` when the trial has ended and all is told."""
-    log = Growing(trial, name)
+    """A stream of events: ``log`` with a JSON text each, ``over`` when the trial has ended and all is told.
+
+    Without a name, the first log is waited for.
+    """
+    log = Growing(trial, name) if name else None
     spoken = time.monotonic()
     while not live.is_closed:
         try:
             over = await to_thread.run_sync(trial.exists, "record.json")
-            text = await to_thread.run_sync(log.news, over)
+            log = log or await to_thread.run_sync(_first, trial)
+            text = await to_thread.run_sync(log.news, over) if log else ""
         except StorageFault:
             over, text = False, ""
         if text:
@@ -75,3 +79,7 @@ async def follow(trial: Storage, name: str, live: Live) -> AsyncIterator[str]:
             yield ": still there\n\n"
         else:
             await asyncio.sleep(live.look_s)
+
+
+def _first(trial: Storage) -> Growing | None:
+    return next((Growing(trial, name) for name in names(trial)), None)

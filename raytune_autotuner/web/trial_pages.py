@@ -109,9 +109,10 @@ def plots(site: Here, name: str, trial: str, theme: str = "light") -> Response:
 
 
 @router.get("/experiments/{name}/trials/{trial}/log")
-def log(site: Here, name: str, trial: str, file: str = "engine.log") -> Response:
+def log(site: Here, name: str, trial: str, file: str = "") -> Response:
+    """As it grows; without a file, the first that there is, as soon as there is one."""
     folder = site.library.trial_folder(name, trial)
-    if file not in logs.names(folder):
+    if file and file not in logs.names(folder):
         raise Unknown(f"trial {trial} has no log {file!r}")
 
     async def events() -> AsyncIterator[str]:

@@ -71,17 +71,52 @@ document.addEventListener("DOMContentLoaded", drawWhatIsNew);
 document.addEventListener("htmx:afterSettle", drawWhatIsNew);
 theme.addEventListener("change", () => document.querySelectorAll("[data-plots]").forEach(draw));
 
+// Browsers allow six connections to a server, tabs together: one that nobody looks at holds none.
 const state = document.getElementById("live-state");
-document.addEventListener("htmx:sseOpen", () => { state.textContent = "live"; });
-document.addEventListener("htmx:sseError", () => { state.textContent = "the server is away; trying again"; });
-for (const tail of document.querySelectorAll("[data-log]")) follow(tail);
+const streams = new Set();
+
+function listen() {
+  for (const page of document.querySelectorAll("[data-live]")) watch(page);
+  for (const tail of document.querySelectorAll("[data-log]:not([data-over])")) follow(tail);
+}
+
+function opened(address) {
+  const source = new EventSource(address);
+  streams.add(source);
+  return source;
+}
+
+function watch(page) {
+  const source = opened(`${page.dataset.live}?since=${encodeURIComponent(page.dataset.since)}`);
+  source.addEventListener("open", () => { state.textContent = "live"; });
+  source.addEventListener("error", () => { state.textContent = "the server is away; trying again"; });
+  source.addEventListener("changed", (event) => {
+    page.dataset.since = event.data;
+    htmx.trigger(page, "changed");
+  });
+}
 
 function follow(tail) {
-  const source = new EventSource(tail.dataset.log);
+  const source = opened(tail.dataset.log);
+  let anew = true; // each time that it is opened, the end of the log is told again
+  source.addEventListener("open", () => { anew = true; });
   source.addEventListener("log", (event) => {
     const atEnd = tail.scrollHeight - tail.scrollTop - tail.clientHeight < 40;
+    if (anew) tail.textContent = "";
+    anew = false;
     tail.append(JSON.parse(event.data));
     if (atEnd) tail.scrollTop = tail.scrollHeight;
   });
-  source.addEventListener("over", () => source.close());
+  source.addEventListener("over", () => {
+    tail.dataset.over = "";
+    source.close();
+  });
 }
+
+function rest() {
+  for (const source of streams) source.close();
+  streams.clear();
+}
+
+document.addEventListener("visibilitychange", () => (document.hidden ? rest() : listen()));
+if (!document.hidden) listen();

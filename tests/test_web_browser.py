@@ -151,9 +151,16 @@ def test_many_trials_come_in_pages_and_orders(page: Any) -> None:
 
 
 def test_the_stop_button_stops(page: Any, site: tuple[str, Path]) -> None:
-    """The request lies in the folder, and the page says so."""
+    """Once it is confirmed: the request lies in the folder, and the page says so."""
     build(site[1], Example(name="to-be-stopped", trials=3, running=1, requests=2, confirm=0))
     page.goto("/experiments/to-be-stopped")
+    said: list[str] = []
+    page.once("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    page.get_by_role("button", name="Stop").click()
+    until(lambda: bool(said) or page.wait_for_timeout(50))
+    assert "to-be-stopped" in said[0]
+    assert not (site[1] / "to-be-stopped" / "stop").exists()
+    page.once("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Stop").click()
     page.get_by_role("button", name="Stopping…").wait_for()
     until(lambda: (site[1] / "to-be-stopped" / "stop").exists())

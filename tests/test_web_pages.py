@@ -250,6 +250,9 @@ def test_experiments_are_compared_side_by_side(folder: Path) -> None:
     assert "different loads" not in shown
     assert "Choose two" in client(folder).get(f"/compare?experiment={DONE}").text
     assert client(folder).get("/compare?experiment=../etc&experiment=x").status_code == 404
+    many = client(folder).get("/compare", params={"experiment": [f"e{n}" for n in range(9)]})
+    assert many.status_code == 422
+    assert not texts(many.text, "<!doctype html>", "at most 8")
 
 
 def test_a_new_task_begins_valid_and_with_its_plan(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from raytune_autotuner.cli.options import OK, exit_codes, storage_option
     help="The environment variable with the token; without it, one is made and printed where one is needed.",
 )
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A name by which it is reached; repeatable.")
+@click.option("--behind-tls", is_flag=True, help="Behind a proxy that speaks TLS: sessions go by TLS alone.")
 @click.option("--kubeconfig", help="For the models and runtimes to choose from; default as for tasks.")
 @click.option("--ray-address", envvar="RAY_API_SERVER_ADDRESS", show_envvar=True, help="A Ray cluster's dashboard.")
 @exit_codes
@@ -30,6 +31,7 @@ def serve(
     port: int,
     token_env: str,
     allow_host: tuple[str, ...],
+    behind_tls: bool,
     kubeconfig: str | None,
     ray_address: str | None,
 ) -> int:
@@ -48,6 +50,6 @@ def serve(
     click.echo(f"Experiments in {opened.location()}: http://{shown}:{at}")
     if made:
         click.echo(f"Token (shown this once): {token}")
-    settings = Settings(opened, host, at, token, frozenset(allow_host), kubeconfig, ray_address)
+    settings = Settings(opened, host, at, token, frozenset(allow_host), kubeconfig, ray_address, behind_tls)
     serve_until_ended(settings, listening)
     return OK

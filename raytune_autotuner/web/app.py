@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from raytune_autotuner import __version__
 from raytune_autotuner.errors import EnvironmentFault, SpecError, TransientError
@@ -48,7 +48,7 @@ def create_app(settings: Settings, launcher: Launcher | None = None) -> FastAPI:
     )
     app.state.site = site
     app.add_middleware(GZipMiddleware, minimum_size=2000, compresslevel=3)
-    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(Guard, settings=settings, sessions=site.sessions)
     app.mount("/static/plotly", StaticFiles(packages=[("plotly", "package_data")]), name="plotly")
     app.mount("/static", StaticFiles(directory=FOLDER / "static"), name="static")
     for router in (pages.router, trial_pages.router, actions.router, new_task.router, login.router, api.router):
@@ -74,10 +74,12 @@ def _handle_errors(app: FastAPI) -> None:
             return problem(error.status_code, str(error.detail), headers=error.headers)
         return error_page(request, error.status_code, str(error.detail))
 
-    async def invalid(request: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
         faults = [Fault(place=".".join(map(str, each["loc"])), message=each["msg"]) for each in error.errors()]
-        return problem(422, "The request is not valid", faults)
+        if wants_data(request):
+            return problem(422, "The request is not valid", faults)
+        return error_page(request, 422, "\n".join(f"{fault.place}: {fault.message}" for fault in faults))
 
     app.add_exception_handler(SpecError, spec)
     for kind, status in ((Unknown, 404), (Unreadable, 409), (EnvironmentFault, 503), (TransientError, 503)):

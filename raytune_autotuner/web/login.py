@@ -8,7 +8,8 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from raytune_autotuner.web.security import COOKIE, SESSION_S, session, token_fits
+from raytune_autotuner.web.security import COOKIE, SESSION_S, cookie, token_fits
+from raytune_autotuner.web.site import the_site
 from raytune_autotuner.web.templating import page
 
 router = APIRouter(include_in_schema=False)
@@ -21,23 +22,25 @@ def login_page(request: Request) -> HTMLResponse:
 
 @router.post("/login")
 def login(request: Request, token: Annotated[str, Form(max_length=1000)]) -> Response:
-    settings = request.app.state.site.settings
-    if not token_fits(settings, token.strip()):
+    site = the_site(request)
+    if not token_fits(site.settings, token.strip()):
         return page(request, "login.html", 401, wrong=True)
     answer = RedirectResponse("/experiments", 303)
     answer.set_cookie(
         COOKIE,
-        session(settings, time.time()),
+        site.sessions.begin(time.time()),
         max_age=SESSION_S,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=site.settings.behind_tls,
     )
     return answer
 
 
 @router.post("/logout")
-def logout() -> Response:
+def logout(request: Request) -> Response:
+    site = the_site(request)
+    site.sessions.end(cookie(request.headers))
     answer = RedirectResponse("/login", 303)
-    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=site.settings.behind_tls)
     return answer

@@ -6,8 +6,8 @@ One piece of middleware before everything else, so that no page or answer can fo
 from __future__ import annotations
 
 import hmac
+import secrets
 import time
-from hashlib import sha256
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -53,12 +53,33 @@ class BodyTooLarge(HTTPException):
     """More was sent than any task is; of a kind that nobody on the way takes for a fault of the form."""
 
 
+class Sessions:
+    """Who has come in: what browsers keep in place of the token, until they sign out or the server ends."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def begin(self, now: float) -> str:
+        for old in [value for value, until in [*self._until.items()] if until <= now]:
+            self.end(old)
+        value = secrets.token_urlsafe(32)
+        self._until[value] = now + SESSION_S
+        return value
+
+    def fits(self, value: str, now: float) -> bool:
+        return self._until.get(value, 0.0) > now
+
+    def end(self, value: str) -> None:
+        self._until.pop(value, None)
+
+
 class Guard:
     """The middleware."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, sessions: Sessions) -> None:
         self._app = app
         self._settings = settings
+        self._sessions = sessions
         self._hosts = host_names(settings.host) | {name.lower() for name in settings.allowed_hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,7 +122,7 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and token_fits(self._settings, given.strip()):
             return True
-        return session_fits(self._settings, cookie(headers), time.time())
+        return self._sessions.fits(cookie(headers), time.time())
 
 
 def comes_from_here(headers: Headers) -> bool:
@@ -118,22 +139,6 @@ def comes_from_here(headers: Headers) -> bool:
 
 def token_fits(settings: Settings, given: str) -> bool:
     return settings.token is not None and hmac.compare_digest(settings.token.encode(), given.encode())
-
-
-def session(settings: Settings, now: float) -> str:
-    """What a browser keeps in place of the token: when it ends, signed."""
-    until = str(int(now) + SESSION_S)
-    return f"{until}.{_signature(settings, until)}"
-
-
-def session_fits(settings: Settings, value: str, now: float) -> bool:
-    until, _, signature = value.partition(".")
-    signed = hmac.compare_digest(_signature(settings, until).encode(), signature.encode())
-    return signed and until.isdecimal() and int(until) > now
-
-
-def _signature(settings: Settings, until: str) -> str:
-    return hmac.new((settings.token or "").encode(), f"session {until}".encode(), sha256).hexdigest()
 
 
 def cookie(headers: Headers) -> str:

@@ -28,6 +28,8 @@ class Settings:
     kubeconfig: str | None = None
     ray_address: str | None = None
     """The Ray dashboard, where experiments are handed in and that pages link to."""
+    behind_tls: bool = False
+    """Browsers reach it through a proxy that speaks TLS, and keep their session for such connections."""
 
     @property
     def open_to_all(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastapi import Request
 
@@ -15,6 +15,7 @@ from raytune_autotuner.web.launching import Launcher
 from raytune_autotuner.web.library import Library, Unknown
 from raytune_autotuner.web.live import Live
 from raytune_autotuner.web.reader import Unreadable
+from raytune_autotuner.web.security import Sessions
 from raytune_autotuner.web.settings import Settings
 
 LATEST = 3
@@ -29,6 +30,7 @@ class Site:
     live: Live
     launcher: Launcher
     shop: Shop
+    sessions: Sessions = field(default_factory=Sessions)
 
     @classmethod
     def of(cls, settings: Settings, launcher: Launcher | None = None) -> Site:

@@ -14,6 +14,11 @@ document.addEventListener("htmx:afterSwap", (event) => { // the text follows the
   text.setSelectionRange(at, at);
 });
 
+document.addEventListener("submit", (event) => {
+  const question = event.target.dataset.confirm;
+  if (question && !confirm(question)) event.preventDefault();
+});
+
 const theme = matchMedia("(prefers-color-scheme: dark)");
 
 async function draw(box) {

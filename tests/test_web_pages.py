@@ -21,6 +21,7 @@ from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import parse_task
 from raytune_autotuner.web.new_task import STARTS
+from raytune_autotuner.web.words import percent
 from tests.example_experiment import Example, build
 from tests.web_site import DONE, RUNNING, STOPPED, Starts, client, fill, texts
 
@@ -64,6 +65,18 @@ def test_an_experiment_that_cannot_be_read_spoils_no_list(folder: Path, tmp_path
 def test_an_empty_storage_says_what_to_do(tmp_path: Path) -> None:
     """The list is a beginning."""
     assert not texts(client(tmp_path).get("/experiments").text, "No experiment yet", 'href="/new"')
+
+
+def test_the_gain_beside_a_verdict_is_the_verdicts(folder: Path) -> None:
+    """In the list and on the experiment's page; without a verdict it is said to be the search's own."""
+    asked, verdict = client(folder), json.loads((folder / DONE / "results.json").read_text())["verdict"]
+    claimed = percent(verdict["gain"])
+    rows = asked.get("/experiments").text.split("<tr id=")
+    of = {name: next(row for row in rows if name in row) for name in (DONE, RUNNING)}
+    assert not texts(of[DONE], claimed, verdict["kind"])
+    assert "in the search" in of[RUNNING]
+    assert "in the search" not in of[DONE]
+    assert f"{claimed} over the baseline when measured again" in asked.get(f"/experiments/{DONE}").text
 
 
 def test_an_experiment_has_its_answer_first(folder: Path) -> None:

@@ -39,7 +39,7 @@ class Card:
     planned: int = 0
     best: Score | None = None
     gain: float | None = None
-    """Over the baseline, of the search's own values; the verdict is on the experiment's page."""
+    """Over the baseline: the verdict's; without one, of the search's own values, which are partly luck."""
     verdict: str = ""
     spent: float = 0.0
     unit: str = ""
@@ -106,7 +106,7 @@ class Cards:
         task = overview.read_task(folder)
         said = overview.read_results(folder)
         baseline = (said.get("baseline") or {}).get("objective_score")
-        best = seen.best
+        best, verdict = seen.best, said.get("verdict") or {}
         return Card(
             name=name,
             version=version,
@@ -115,8 +115,8 @@ class Cards:
             ended=seen.ended,
             planned=seen.ended if seen.state == "done" else overview.planned(folder),
             best=best,
-            gain=_gain(best, baseline),
-            verdict=(said.get("verdict") or {}).get("kind", ""),
+            gain=verdict.get("gain", _gain(best, baseline)),
+            verdict=verdict.get("kind", ""),
             spent=seen.spent,
             unit=seen.unit,
             started_at=seen.started_at,
@@ -125,7 +125,8 @@ class Cards:
 
 def of_snapshot(seen: Snapshot) -> Card:
     results = seen.results
-    baseline = results.baseline.score if results.baseline else None
+    baseline, verdict = results.baseline.score if results.baseline else None, results.verdict
+    searched = gain(seen.best, baseline) if seen.best and baseline else None
     return Card(
         name=seen.name,
         version=str(seen.version),
@@ -134,8 +135,8 @@ def of_snapshot(seen: Snapshot) -> Card:
         ended=len(seen.records),
         planned=len(seen.records) if seen.state == "done" else seen.planned,
         best=seen.best,
-        gain=gain(seen.best, baseline) if seen.best and baseline else None,
-        verdict=results.verdict.kind if results.verdict else "",
+        gain=verdict.gain if verdict else searched,
+        verdict=verdict.kind if verdict else "",
         spent=results.ledger.total,
         unit=results.ledger.unit,
         started_at=seen.started_at,

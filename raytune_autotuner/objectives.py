@@ -8,6 +8,7 @@ been measured at a low level too.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -125,8 +126,28 @@ def facts_of(name: str) -> tuple[Direction, str]:
 
 
 def title(optimization: Optimization) -> str:
-    """What is optimised, in words."""
+    """What is optimised, by the names that the task has for it."""
     return ", ".join(optimization.objectives) or optimization.objective
+
+
+ABBREVIATED = {"gpu": "GPU", "ttft": "TTFT", "tpot": "TPOT", "e2e": "end-to-end"}
+
+
+def spoken(name: str) -> str:
+    """An objective or a metric in words: ``maximize throughput per GPU``, ``TTFT p99``."""
+    words = name.replace("_per_s", "/s").removesuffix("_s").split("_")
+    return " ".join(ABBREVIATED.get(word, word) for word in words)
+
+
+def goal(optimization: Optimization) -> str:
+    """All objectives of a task in words."""
+    return " and ".join(map(spoken, optimization.objectives or (optimization.objective,)))
+
+
+def subject(optimization: Optimization) -> str:
+    """What the score is a measure of, in words: of many objectives it is one number made from all."""
+    words = re.sub(r"\b(maximize|minimize) ", "", goal(optimization))
+    return f"weighted score of {words}" if optimization.objectives else words
 
 
 def value_of(name: str, metrics: Metrics, context: Context) -> float:

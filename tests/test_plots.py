@@ -179,6 +179,32 @@ def test_what_tasks_and_logs_say_is_data(results: Results) -> None:
         assert "<img" not in json.dumps(json.loads(payload[1]), ensure_ascii=False)
 
 
+def test_throughput_by_load_is_per_gpu_as_the_score_is(results: Results) -> None:
+    """A trial on four GPUs is not drawn four times as good as its score; limits on the whole are not drawn then."""
+    many = next(r for r in results.records if r.gpus > 1 and r.score)
+    plot = plots.trial_figures(many, {"output_tokens_per_s": 1.0}, ["by_load"])["by_load"]
+    drawn = json.loads(plot.to_json())
+    assert many.score is not None
+    assert max(drawn["data"][1]["y"]) == pytest.approx(many.score.value)
+    assert "per GPU" in drawn["layout"]["annotations"][0]["text"]
+    assert "shapes" not in drawn["layout"]
+    assert "output_tokens_per_s per GPU" in plot.table.columns
+    last = replace(many.rungs[-1], score=replace(many.rungs[-1].score, objective="maximize_throughput"))
+    plot = plots.trial_figures(replace(many, rungs=(last,)), {}, ["by_load"])["by_load"]
+    assert max(json.loads(plot.to_json())["data"][0]["y"]) == pytest.approx(many.score.value * many.gpus)
+
+
+def test_an_axis_names_every_objective(results: Results) -> None:
+    """In words, without the direction; of several the score is one weighted number."""
+    one = plots.figures(results, names=["best_so_far"])["best_so_far"].figure.layout.yaxis.title.text
+    assert one == "throughput per GPU (tokens/s/GPU)"
+    optimization = results.task.optimization.model_copy(
+        update={"objectives": ("maximize_throughput_per_gpu", "ttft_p99_s")}
+    )
+    several = replace(results, task=results.task.model_copy(update={"optimization": optimization}))
+    assert View(several).objective.startswith("weighted score of throughput per GPU and TTFT p99")
+
+
 def test_a_trial_has_plots_of_its_own(results: Results) -> None:
     """Each rung is a line; of a trial that measured nothing there is nothing."""
     assert results.winner is not None

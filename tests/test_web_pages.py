@@ -79,6 +79,16 @@ def test_the_gain_beside_a_verdict_is_the_verdicts(folder: Path) -> None:
     assert f"{claimed} over the baseline when measured again" in asked.get(f"/experiments/{DONE}").text
 
 
+def test_several_objectives_are_all_named_and_valued(tmp_path: Path) -> None:
+    """The score is called a weighted one, and the value of each objective stands beside it."""
+    objectives = {"optimization": {"objectives": ["maximize_throughput_per_gpu", "ttft_p99_s"]}}
+    build(tmp_path, Example(name="several", trials=6, confirm=0, requests=4, task=objectives))
+    asked = client(tmp_path)
+    pages = [asked.get(path).text for path in ("/experiments", "/experiments/several", "/experiments/several/report")]
+    for shown in pages:
+        assert not texts(shown, "maximize throughput per GPU and TTFT p99", "weighted", "tokens/s/GPU, TTFT p99 ")
+
+
 def test_an_experiment_has_its_answer_first(folder: Path) -> None:
     """Verdict with interval, winner against baseline, cost, trials, ledger."""
     shown = client(folder).get(f"/experiments/{DONE}").text

@@ -13,7 +13,7 @@ from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.plots.plot import Plot, table
 from raytune_autotuner.plots.style import CYCLE, DASHES, TEMPLATES, VERMILION, figure, short, text
 from raytune_autotuner.plots.tradeoff import LATENCY_WORDS
-from raytune_autotuner.plots.view import View
+from raytune_autotuner.plots.view import PER_GPU, View
 from raytune_autotuner.records import LoadMetrics, RequestSamples, RungRecord, TrialRecord
 
 FACETS = ("output_tokens_per_s", "ttft_p99_s", "tpot_p99_s", "e2e_p99_s", "input_tokens_per_s", "requests_per_s")
@@ -30,16 +30,23 @@ class Series:
 
     name: str
     rung: RungRecord
+    gpus: int | None = None
+    """What throughputs are divided by, where an objective is about each GPU."""
 
 
 def of_contenders(view: View) -> list[Series]:
     """The last rung of baseline and winner."""
-    return [Series(name, record.rungs[-1]) for name, record in view.contenders()]
+    return [Series(name, record.rungs[-1], _gpus(record)) for name, record in view.contenders()]
 
 
 def of_trial(record: TrialRecord) -> list[Series]:
     """All rungs of one trial."""
-    return [Series(f"rung {rung.rung + 1}", rung) for rung in record.rungs][-MOST_SERIES:]
+    return [Series(f"rung {rung.rung + 1}", rung, _gpus(record)) for rung in record.rungs][-MOST_SERIES:]
+
+
+def _gpus(record: TrialRecord) -> int | None:
+    score = record.rungs[-1].score
+    return None if PER_GPU.isdisjoint(score.values or (score.objective,)) else max(1, record.gpus)
 
 
 def by_load(series: Sequence[Series], slo: dict[str, float]) -> Plot | None:
@@ -47,7 +54,8 @@ def by_load(series: Sequence[Series], slo: dict[str, float]) -> Plot | None:
     names = _facets(series)
     if not names:
         return None
-    drawn = _grid([_title(name) for name in names])
+    per_gpu = {name for name in names if METRICS[name].at_best and any(each.gpus for each in series)}
+    drawn = _grid([_title(name, name in per_gpu) for name in names])
     levels = sorted({load.load.level for each in series for load in each.rung.metrics.loads})
     for place, name in enumerate(names):
         row, column = place // 2 + 1, place % 2 + 1
@@ -55,12 +63,14 @@ def by_load(series: Sequence[Series], slo: dict[str, float]) -> Plot | None:
             drawn.add_trace(trace, row=row, col=column)
         drawn.update_xaxes(type="category", categoryorder="array", categoryarray=levels, row=row, col=column)
         drawn.update_yaxes(rangemode="tozero", row=row, col=column)
-        if name in slo:
+        if name in slo and name not in per_gpu:
             drawn.add_hline(slo[name], row=row, col=column, line={"color": VERMILION, "dash": "dash", "width": 1.5})
     drawn.update_xaxes(title={"text": "concurrency (or batch size)"}, row=(len(names) + 1) // 2)
     rows = [row for each in series for row in _load_rows(each, names)]
-    columns = ("trial", "scenario", "level", "requests", "errors", *names)
-    return Plot("by_load", "By concurrency", _loads_said(series, levels), drawn, table(columns, rows))
+    named = (f"{name} per GPU" if name in per_gpu else name for name in names)
+    columns = ("trial", "scenario", "level", "requests", "errors", *named)
+    said = _loads_said(series, levels) + (" Throughputs are per GPU, as the score is." if per_gpu else "")
+    return Plot("by_load", "By concurrency", said, drawn, table(columns, rows))
 
 
 def _facets(series: Sequence[Series]) -> list[str]:
@@ -69,8 +79,16 @@ def _facets(series: Sequence[Series]) -> list[str]:
     return measured[:MOST_FACETS]
 
 
-def _title(name: str) -> str:
-    return f"{name.removesuffix('_s').replace('_per', '/s').replace('_', ' ')} ({METRICS[name].unit})"
+def _title(name: str, per_gpu: bool) -> str:
+    unit = METRICS[name].unit
+    if per_gpu:
+        return f"{name.removesuffix('_per_s').replace('_', ' ')} per GPU ({unit}/GPU)"
+    return f"{name.removesuffix('_s').replace('_per', '/s').replace('_', ' ')} ({unit})"
+
+
+def _value(series: Series, load: LoadMetrics, name: str) -> float | None:
+    value = load.values.get(name)
+    return value / series.gpus if value is not None and series.gpus and METRICS[name].at_best else value
 
 
 def _grid(titles: Sequence[str], columns: int = 2) -> go.Figure:
@@ -98,7 +116,7 @@ def _curves(series: Sequence[Series], metric: str, *, first: bool) -> Iterator[g
             many = len({m.load.scenario for m in loads}) > 1
             yield go.Scatter(
                 x=[m.load.level for m in chosen],
-                y=[m.values[metric] for m in chosen],
+                y=[_value(each, m, metric) for m in chosen],
                 mode="lines+markers",
                 name=text(f"{each.name}, {scenario}" if many else each.name),
                 legendgroup=f"{i}-{j}",
@@ -111,7 +129,7 @@ def _curves(series: Sequence[Series], metric: str, *, first: bool) -> Iterator[g
 
 def _load_rows(series: Series, names: Sequence[str]) -> Iterator[tuple[str | float | int | None, ...]]:
     for load in series.rung.metrics.loads:
-        values = (load.values.get(name) for name in names)
+        values = (_value(series, load, name) for name in names)
         yield (series.name, load.load.scenario, load.load.level, load.completed, load.errors, *values)
 
 

@@ -12,7 +12,7 @@ from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.pareto import skyline
 from raytune_autotuner.plots.plot import Plot, table
 from raytune_autotuner.plots.style import BLUE, GOLD, GREEN, GREY, ORANGE, VERMILION, described, figure, text
-from raytune_autotuner.plots.view import PER_GPU, View, latency_metric, throughput, throughput_metric, worst
+from raytune_autotuner.plots.view import View, latency_metric, throughput, throughput_metric, worst
 from raytune_autotuner.records import TrialRecord
 from raytune_autotuner.summary import ending, shown
 
@@ -48,14 +48,10 @@ def tradeoff(view: View) -> Plot | None:
     _axes(drawn, points, names, view)
     _limits(drawn, view, names[0], names[1])
     rows = [_row(p, front) for p in sorted(points, key=lambda p: p.record.number)]
-    unit = METRICS[names[0]].unit + ("/GPU" if _per_gpu(view) else "")
+    unit = METRICS[names[0]].unit + ("/GPU" if view.per_gpu else "")
     columns = ("trial", "ended as", unit, f"{names[1]} (worst load)", "on the front", "keeps the SLO")
     said = _said(whole, front, view, unit, names[1])
     return Plot("tradeoff", "Throughput against latency", said, drawn, table(columns, rows))
-
-
-def _per_gpu(view: View) -> bool:
-    return view.results.task.optimization.objective in PER_GPU
 
 
 def _points(view: View, records: Sequence[TrialRecord], rate: str, latency: str) -> Iterator[_Point]:
@@ -120,7 +116,7 @@ def _marks(points: Sequence[_Point], name: str, colour: str, symbol: str, **more
 
 def _axes(drawn: go.Figure, points: Sequence[_Point], names: tuple[str | None, str | None], view: View) -> None:
     rate, latency = str(names[0]), str(names[1])
-    unit = METRICS[rate].unit + (" per GPU" if _per_gpu(view) else "")
+    unit = METRICS[rate].unit + (" per GPU" if view.per_gpu else "")
     drawn.update_xaxes(title={"text": f"{rate.removesuffix('_per_s').replace('_', ' ')} per second ({unit}) →"})
     drawn.update_yaxes(title={"text": f"← {spoken(latency)} at the worst load (s)"})
     values = [p.latency_s for p in points if p.latency_s > 0]
@@ -147,7 +143,7 @@ def _limits(drawn: go.Figure, view: View, rate: str, latency: str) -> None:
             "y": math.log10(y) if drawn.layout.yaxis.type == "log" else y,
         }
         drawn.add_annotation(**note, text=f"SLO {text(latency)} ≤ {y:g}", showarrow=False, yanchor="bottom")
-    if rate in slo and not _per_gpu(view):
+    if rate in slo and not view.per_gpu:
         drawn.add_vline(slo[rate], line=line)
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from raytune_autotuner.ledger import held_s, own_s
-from raytune_autotuner.objectives import over_loads
+from raytune_autotuner.objectives import over_loads, subject
 from raytune_autotuner.records import Metrics, Score, TrialRecord, TrialState
 from raytune_autotuner.results import Results
 
-PER_GPU = ("maximize_throughput_per_gpu", "minimize_cost")
+PER_GPU = frozenset(
+    {"maximize_throughput_per_gpu", "minimize_cost", "maximize_goodput", "maximize_goodput_tokens"}
+)
+"""Objectives for which twice the throughput on twice the GPUs is no gain."""
 THROUGHPUTS = ("output_tokens_per_s", "input_tokens_per_s", "requests_per_s")
 LATENCIES = ("ttft_p99_s", "e2e_p99_s")
 
@@ -44,10 +47,16 @@ class View:
 
     @property
     def objective(self) -> str:
-        """The name and the unit, for an axis."""
+        """What the score is, and its unit, for an axis."""
         score = next((r.rungs[-1].score for r in self.records if r.rungs), None)
-        name = self.results.task.optimization.objective.replace("_", " ")
+        name = subject(self.results.task.optimization)
         return f"{name} ({score.unit})" if score and score.unit else name
+
+    @property
+    def per_gpu(self) -> bool:
+        """Whether throughputs are shown for each GPU, because that is what an objective is about."""
+        optimization = self.results.task.optimization
+        return not PER_GPU.isdisjoint(optimization.objectives or (optimization.objective,))
 
     def ended_at(self) -> dict[str, datetime]:
         """When each trial ended, by its name: as it was written, else as its phases add up."""
@@ -101,7 +110,7 @@ def throughput(view: View, record: TrialRecord, name: str) -> float | None:
     metrics = record.rungs[-1].metrics
     if not has(metrics, name):
         return None
-    each = max(1, record.gpus) if view.results.task.optimization.objective in PER_GPU else 1
+    each = max(1, record.gpus) if view.per_gpu else 1
     return over_loads(metrics, name) / each
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raytune_autotuner.objectives import facts_of, spoken
 from raytune_autotuner.planning.plan import duration
-from raytune_autotuner.records import Parameters
+from raytune_autotuner.records import Parameters, Score
 from raytune_autotuner.report.facts import Report
 from raytune_autotuner.results import Results
 from raytune_autotuner.summary import gain, shown
@@ -115,8 +116,15 @@ def _gain_tiles(results: Results) -> list[Tile]:
     if best and best.score:
         base = results.baseline.score if results.baseline else None
         against = f"baseline {shown(base.value)}" if base and results.baseline is not best else ""
+        against = "; ".join(filter(None, (against, each_of(best.score))))
         found.append(Tile(f"best score, {best.score.unit or 'weighted'}", shown(best.score.value), against))
     return found
+
+
+def each_of(score: Score) -> str:
+    """Of many objectives, the value of each."""
+    found = ((spoken(name), value, facts_of(name)[1]) for name, value in score.values.items())
+    return ", ".join(f"{name} {shown(value)} {unit}".rstrip() for name, value, unit in found)
 
 
 def _cost_tile(results: Results) -> Tile:

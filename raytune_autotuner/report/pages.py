@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 
 from raytune_autotuner import plots, resources
+from raytune_autotuner.objectives import goal
 from raytune_autotuner.report import answer, evidence
 from raytune_autotuner.report.facts import Report
 from raytune_autotuner.results import document, to_text
@@ -51,6 +52,7 @@ def _facts(report: Report) -> dict[str, Any]:
         "report": report,
         "results": results,
         "task": results.task,
+        "objective": goal(results.task.optimization),
         "answer": answer.answer(report),
         "tiles": answer.tiles(report),
         "settings": evidence.settings(results),

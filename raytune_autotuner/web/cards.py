@@ -12,6 +12,7 @@ from datetime import datetime
 
 from raytune_autotuner import overview
 from raytune_autotuner.errors import SpecError, StorageFault
+from raytune_autotuner.objectives import goal
 from raytune_autotuner.records import Score
 from raytune_autotuner.storage import READERS
 from raytune_autotuner.summary import gain
@@ -148,7 +149,7 @@ def _of_task(task: Task) -> dict[str, str]:
         "task_name": task.task_name,
         "model": task.model.name,
         "engine": task.engine or "",
-        "objective": task.optimization.objective,
+        "objective": goal(task.optimization),
         "workload": workload(task),
     }
 

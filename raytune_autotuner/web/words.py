@@ -7,6 +7,7 @@ from typing import Any
 
 from raytune_autotuner.ledger import Ledger
 from raytune_autotuner.metrics import METRICS
+from raytune_autotuner.objectives import facts_of, goal, spoken
 from raytune_autotuner.planning.plan import duration
 from raytune_autotuner.records import ParameterValue, Score
 from raytune_autotuner.summary import shown
@@ -61,7 +62,8 @@ def metric_title(name: str) -> str:
 def score(value: Score | None) -> str:
     if value is None:
         return "–"
-    return seconds(value.value) if value.unit == "s" else f"{number(value.value)} {value.unit}".rstrip()
+    unit = value.unit or ("weighted" if value.values else "")
+    return seconds(value.value) if value.unit == "s" else f"{number(value.value)} {unit}".rstrip()
 
 
 def percent(value: float | None, sign: bool = True) -> str:
@@ -107,8 +109,14 @@ def age(value: float | None) -> str:
     return "0 seconds"
 
 
-def objective(name: str) -> str:
-    return name.replace("_", " ").replace("ttft", "TTFT").replace("tpot", "TPOT")
+def values(found: Score | None) -> str:
+    """Of many objectives, the value of each."""
+    return ", ".join(f"{spoken(name)} {_valued(name, value)}" for name, value in found.values.items()) if found else ""
+
+
+def _valued(name: str, value: float) -> str:
+    unit = facts_of(name)[1]
+    return seconds(value) if unit == "s" else f"{number(value)} {unit}".rstrip()
 
 
 FILTERS: dict[str, Any] = {
@@ -124,5 +132,6 @@ FILTERS: dict[str, Any] = {
     "ago": ago,
     "age": age,
     "duration": duration,
-    "objective": objective,
+    "objective": goal,
+    "values": values,
 }

@@ -155,10 +155,23 @@ def test_running_trials_are_in_the_timeline_until_now(folder: ExperimentFolder, 
 
 
 def test_the_ledger_adds_up(results: Results) -> None:
-    """Its phases are the whole of what was spent."""
+    """Its phases are the whole of what was spent, as a trial goes through them and in the unit of the axis."""
     plot = plots.figures(results, names=["ledger"])["ledger"]
-    spent = sum(float(row[2] or 0) for row in plot.table.rows if row[0] == "spent")
-    assert spent == pytest.approx(results.ledger.total, rel=1e-3)
+    spent = {row[1]: float(row[2] or 0) for row in plot.table.rows if row[0] == "spent"}
+    assert plot.table.columns[2] == plot.figure.layout.xaxis.title.text == "GPU-hours"
+    assert 3600 * sum(spent.values()) == pytest.approx(results.ledger.total, rel=1e-3)
+    assert [name for name in spent if name in ("deploy", "load", "benchmark", "teardown")] == [
+        *("deploy", "load", "benchmark", "teardown")
+    ]
+
+
+def test_switches_are_on_and_off_everywhere(results: Results) -> None:
+    """In pictures and in tables alike."""
+    for name, plot in plots.figures(results, names=["marginals", "parallel"]).items():
+        cells = {cell for row in plot.table.rows for cell in row}
+        assert not {"True", "False"} & cells, name
+        assert '"True"' not in plot.to_json()
+    assert plots.figures(results, names=["parallel"])["parallel"].table.to_html().count("<td>on</td>")
 
 
 def test_what_tasks_and_logs_say_is_data(results: Results) -> None:

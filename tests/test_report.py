@@ -224,6 +224,16 @@ def test_the_json_is_the_results_document(facts: report.Report) -> None:
     assert said["total_experiments"] == len(facts.results.records)
 
 
+def test_a_lost_node_is_no_configuration_that_could_not_work(facts: report.Report) -> None:
+    """What the infrastructure lost is counted by itself."""
+    found = facts.results.records
+    records = [replace(r, outcome="failed") for r in found[:2]] + [r for r in found[2:] if r.outcome != "failed"]
+    note = next(tile.note for tile in answer.tiles(with_records(facts, *records)) if tile.label == "trials")
+    infeasible = sum(r.outcome == "infeasible" for r in records)
+    assert f"{infeasible} could not work" in note
+    assert "2 lost to the infrastructure" in note
+
+
 def test_failures_are_counted_by_class_with_their_proof(facts: report.Report) -> None:
     """The most frequent first; the lines of the log that tell are with them."""
     groups = evidence.failures(facts.results)

@@ -92,7 +92,7 @@ def test_several_objectives_are_all_named_and_valued(tmp_path: Path) -> None:
 def test_an_experiment_has_its_answer_first(folder: Path) -> None:
     """Verdict with interval, winner against baseline, cost, trials, ledger."""
     shown = client(folder).get(f"/experiments/{DONE}").text
-    assert not texts(shown, "<strong>WIN</strong>", "95 % interval", "Best in the search", "Ledger", "benchmark")
+    assert not texts(shown, "<strong>WIN</strong>", "95 % interval", "Best in the search", "per GPU-hour")
     assert not texts(shown, "tp_size", "TTFT p99", "stopped early", "sglang.launch_server")
 
 
@@ -230,6 +230,7 @@ def test_a_trial_shows_all_that_is_known(folder: Path) -> None:
     """Parameters, command line, phases, metrics by load, percentiles, what the engine said."""
     best = client(folder).get(f"/api/v1/experiments/{DONE}").json()["winner"]
     shown = client(folder).get(f"/experiments/{DONE}/trials/{best}").text
+    assert re.search(r"<dd>2026-11-20 \d\d:\d\d UTC</dd>", shown)
     assert not texts(shown, "tp_size", "sglang.launch_server", "teardown", "D(512,128) × 64", "TTFT p99", "kv cache")
     assert client(folder).get(f"/experiments/{DONE}/trials/{best}/plots").json()
 

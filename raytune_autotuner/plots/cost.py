@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import plotly.graph_objects as go
 
+from raytune_autotuner.ledger import Ledger
 from raytune_autotuner.plots.plot import Plot, table
 from raytune_autotuner.plots.style import CYCLE, GREEN, PHASE_COLOURS, VERMILION, figure, text
 from raytune_autotuner.plots.view import View
@@ -25,8 +26,8 @@ def ledger(view: View) -> Plot | None:
     book = view.results.ledger
     if not book.total:
         return None
-    scale, unit = (3600, book.unit.replace("-seconds", "-hours")) if book.total >= 3600 else (1, book.unit)
-    entries = [(SPENT, phase, value, _colour(phase)) for phase, value in _by_phase(view)]
+    scale, unit = scaled(book)
+    entries = [(SPENT, phase, value, _colour(phase)) for phase, value in by_phase(book)]
     entries += [(LOST, "on infeasible and failed trials", book.wasted, VERMILION)]
     entries += [(SAVED, f"by {name}", value, GREEN) for name, value in savings(view)]
     drawn = figure(
@@ -52,14 +53,19 @@ def ledger(view: View) -> Plot | None:
     drawn.update_xaxes(title={"text": unit})
     drawn.update_layout(legend={"traceorder": "normal"})
     drawn.update_yaxes(categoryorder="array", categoryarray=[SAVED, LOST, SPENT])
-    rows = [(row, name, round(value, 1), f"{value / book.total:.1%}") for row, name, value, _ in entries]
-    return Plot("ledger", "Ledger", _said(view, scale, unit), drawn, table(("what", "for", book.unit, "share"), rows))
+    rows = [(row, name, value / scale, f"{value / book.total:.1%}") for row, name, value, _ in entries]
+    return Plot("ledger", "Ledger", _said(view, scale, unit), drawn, table(("what", "for", unit, "share"), rows))
 
 
-def _by_phase(view: View) -> list[tuple[str, float]]:
+def by_phase(book: Ledger) -> list[tuple[str, float]]:
+    """What was spent, in the order in which a trial goes through its phases."""
     known = list(PHASE_COLOURS)
-    spent = view.results.ledger.by_phase.items()
-    return sorted(spent, key=lambda p: known.index(p[0]) if p[0] in known else len(known))
+    return sorted(book.by_phase.items(), key=lambda p: known.index(p[0]) if p[0] in known else len(known))
+
+
+def scaled(book: Ledger) -> tuple[int, str]:
+    """In which unit a ledger is shown, and how many of its own make one."""
+    return (3600, book.unit.replace("-seconds", "-hours")) if book.total >= 3600 else (1, book.unit)
 
 
 def _colour(phase: str) -> str:
@@ -76,7 +82,7 @@ def _said(view: View, scale: int, unit: str) -> str:
     book = view.results.ledger
     measuring = book.by_phase.get("benchmark", 0.0) / book.total
     said = f"{book.total / scale:.3g} {unit} were spent, {measuring:.0%} of them on traffic that was measured"
-    said += f", {book.wasted / book.total:.0%} on trials that could not work" if book.wasted else ""
+    said += f", {book.wasted / book.total:.0%} on infeasible and failed trials" if book.wasted else ""
     saved = sum(value for _, value in savings(view))
     return f"{said}." + (
         f" About {saved / scale:.3g} were not spent thanks to what is listed as such." if saved else ""

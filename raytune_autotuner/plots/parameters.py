@@ -105,7 +105,7 @@ def _order(key: tuple[bool, ParameterValue]) -> tuple[int, float, str]:
 
 
 def _word(value: ParameterValue) -> str:
-    return ABSENT if value is None else "on" if value is True else "off" if value is False else short(value, 18)
+    return ABSENT if value is None else short(value, 18)
 
 
 def _scaled(name: str, numbers: Sequence[float]) -> Axis:
@@ -204,7 +204,7 @@ def _row(record: TrialRecord, names: Sequence[str]) -> tuple[str | float | None,
 
 
 def _plain(value: ParameterValue) -> str | float | None:
-    return str(value) if isinstance(value, bool) else value
+    return short(value) if isinstance(value, bool) else value
 
 
 def _said(records: Sequence[TrialRecord], axes: Sequence[Axis], groups: Sequence[_Group]) -> str:

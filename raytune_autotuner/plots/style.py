@@ -95,6 +95,8 @@ def text(value: object) -> str:
 
 def short(value: object, limit: int = 28) -> str:
     """A value on an axis or in a list."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
     said = f"{value:.4g}" if isinstance(value, float) else "—" if value is None else str(value)
     return text(said if len(said) <= limit else said[: limit - 1] + "…")
 

@@ -130,16 +130,20 @@ def each_of(score: Score) -> str:
 def _cost_tile(results: Results) -> Tile:
     book = results.ledger
     hours = f"{book.total / 3600:.3g}"
-    money = f"{book.cost:,.2f} in money" if book.cost is not None else ""
+    price = results.task.optimization.price_per_gpu_hour
+    money = f"costs {book.cost:,.2f} at {price:g} per GPU-hour" if book.cost is not None else ""
     lost = f"{book.wasted / book.total:.0%} lost to failures" if book.total else ""
     return Tile(book.unit.replace("-seconds", "-hours"), hours, ", ".join(filter(None, (money, lost))))
 
 
 def _trials_tile(report: Report) -> Tile:
     records = report.results.records
-    bad = sum(r.outcome in ("infeasible", "failed") for r in records)
-    early = sum(r.outcome == "stopped" and r.failure is None for r in records)
-    note = ", ".join(filter(None, (f"{early} stopped early" if early else "", f"{bad} could not work" if bad else "")))
+    counts = {
+        "stopped early": sum(r.outcome == "stopped" and r.failure is None for r in records),
+        "could not work": sum(r.outcome == "infeasible" for r in records),
+        "lost to the infrastructure": sum(r.outcome == "failed" for r in records),
+    }
+    note = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
     whole = f"{len(records)} of {report.planned}" if report.state == "running" else str(len(records))
     return Tile("trials ended" if report.state == "running" else "trials", whole, note)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from raytune_autotuner.errors import FAILURE_CLASSES
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.objectives import over_loads, rank
+from raytune_autotuner.plots import cost
 from raytune_autotuner.records import LoadMetrics, TrialRecord
 from raytune_autotuner.report.answer import said
 from raytune_autotuner.report.facts import Report
@@ -176,10 +177,11 @@ def _ended(record: TrialRecord) -> str:
 
 
 def spending(results: Results) -> Grid:
+    """By phase, in the unit of the ledger's plot."""
     book = results.ledger
-    total = book.total or 1.0
-    rows = [(phase, f"{seconds:,.0f}", f"{seconds / total:.0%}") for phase, seconds in book.by_phase.items()]
-    return Grid(("phase", book.unit, "share"), [*rows, ("total", f"{book.total:,.0f}", "")])
+    (scale, unit), total = cost.scaled(book), book.total or 1.0
+    rows = [(phase, shown(spent / scale), f"{spent / total:.0%}") for phase, spent in cost.by_phase(book)]
+    return Grid(("phase", unit, "share"), [*rows, ("total", shown(book.total / scale), "")])
 
 
 def surroundings(report: Report) -> Rows:

@@ -88,7 +88,6 @@ def experiment(
         columns=_columns(rows),
         links=TableLinks(f"/experiments/{name}", wanted),
         standings=tables.STANDINGS,
-        phases=_phases(seen),
         location=site.settings.storage.location(name),
         command=_command(seen),
         launch=launch,
@@ -111,12 +110,6 @@ def _gain(seen: Snapshot) -> float | None:
 def _columns(rows: Sequence[tables.Row]) -> Mapping[str, list[str]]:
     metrics = [name for name in tables.METRICS if any(name in row.metrics for row in rows)]
     return {"metrics": metrics, "parameters": tables.parameter_columns(rows)}
-
-
-def _phases(seen: Snapshot) -> list[tuple[str, float, float]]:
-    """Of the ledger: phase, spend, share."""
-    ledger = seen.results.ledger
-    return [(name, spent, spent / ledger.total if ledger.total else 0.0) for name, spent in ledger.by_phase.items()]
 
 
 class TableLinks:

@@ -98,6 +98,12 @@ def ago(moment: datetime | None) -> str:
     return f"{age((datetime.now(timezone.utc) - moment).total_seconds())} ago"
 
 
+def moment(text: str) -> str:
+    """Of a record, as ``2026-11-20 08:06 UTC``."""
+    at = datetime.fromisoformat(text)
+    return f"{at.astimezone(timezone.utc) if at.tzinfo else at:%Y-%m-%d %H:%M} UTC"
+
+
 def age(value: float | None) -> str:
     """In the largest unit that it fills."""
     if value is None:
@@ -131,6 +137,7 @@ FILTERS: dict[str, Any] = {
     "spent": spent,
     "ago": ago,
     "age": age,
+    "moment": moment,
     "duration": duration,
     "objective": goal,
     "values": values,

@@ -218,6 +218,15 @@ def test_an_axis_names_every_objective(results: Results) -> None:
     assert View(several).objective.startswith("weighted score of throughput per GPU and TTFT p99")
 
 
+def test_a_plot_is_scrolled_rather_than_squeezed(results: Results) -> None:
+    """It says how much room its texts need, the more the more is side by side; a keyboard reaches what is scrolled."""
+    drawn = plots.figures(results)
+    for plot in drawn.values():
+        assert f'min-width:{plot.min_width}px"' in plot.to_div()
+        assert plot.to_div().index('<div class="scroll" tabindex="0"') < plot.to_div().index('class="plot-area"')
+    assert drawn["parallel"].min_width > drawn["percentiles"].min_width > drawn["best_so_far"].min_width
+
+
 def test_a_trial_has_plots_of_its_own(results: Results) -> None:
     """Each rung is a line; of a trial that measured nothing there is nothing."""
     assert results.winner is not None

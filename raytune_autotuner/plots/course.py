@@ -177,7 +177,8 @@ def timeline(view: View) -> Plot | None:
         drawn.add_hline(offsets[node] - 0.5, line={"color": GREY, "width": 1})
     rows = [(f"#{s.number}", s.node, s.gpus, _clock(s.begin), _clock(s.end), s.ending, _phases(s)) for s in placed]
     columns = ("trial", "node", "GPUs", "from (UTC)", "to (UTC)", "ended as", "phases (s)")
-    return Plot("timeline", "GPU timeline", _timeline_said(view, placed, widths), drawn, table(columns, rows))
+    said = _timeline_said(view, placed, widths)
+    return Plot("timeline", "GPU timeline", said, drawn, table(columns, rows), min_width=720)
 
 
 def _stays(view: View) -> Iterator[_Stay]:

@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from raytune_autotuner.importance import Importances, Marginal, importance
-from raytune_autotuner.plots.plot import Plot, table
-from raytune_autotuner.plots.style import BLUE, GREY, TEAL, TEMPLATES, figure, short
+from raytune_autotuner.plots.plot import Plot, table, width_of
+from raytune_autotuner.plots.style import BLUE, GREY, TEAL, TEMPLATES, figure, short, title_subplots
 from raytune_autotuner.plots.view import View
 from raytune_autotuner.records import TrialRecord
 
@@ -84,13 +84,15 @@ def marginals(view: View) -> Plot | None:
     drawn = make_subplots(lines, min(COLUMNS, len(names)), subplot_titles=titles, shared_yaxes="all")
     for n, name in enumerate(names):
         drawn.add_trace(_line([m for m in found.marginals if m.parameter == name]), n // COLUMNS + 1, n % COLUMNS + 1)
+    title_subplots(drawn)
     margin = {"l": 8, "r": 8, "t": 40, "b": 8}
     drawn.update_layout(height=80 + 230 * lines, margin=margin, showlegend=False, template=TEMPLATES["light"])
     drawn.update_xaxes(type="category", automargin=True)
     drawn.update_yaxes(title={"text": found.unit}, col=1)
     rows = [(m.parameter, short(m.value), m.mean, m.low, m.high, m.trials, m.infeasible) for m in found.marginals]
     columns = ("parameter", "value", found.unit or "score", "low", "high", "trials", "of these infeasible")
-    return Plot("marginals", "How the score goes with each parameter", _said(found), drawn, table(columns, rows))
+    said, width = _said(found), width_of(titles, COLUMNS)
+    return Plot("marginals", "How the score goes with each parameter", said, drawn, table(columns, rows), width)
 
 
 def _line(of_one: Sequence[Marginal]) -> go.Scatter:

@@ -10,8 +10,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from raytune_autotuner.metrics import METRICS
-from raytune_autotuner.plots.plot import Plot, table
-from raytune_autotuner.plots.style import CYCLE, DASHES, TEMPLATES, VERMILION, figure, short, text
+from raytune_autotuner.plots.plot import Plot, table, width_of
+from raytune_autotuner.plots.style import CYCLE, DASHES, TEMPLATES, VERMILION, figure, short, text, title_subplots
 from raytune_autotuner.plots.tradeoff import LATENCY_WORDS
 from raytune_autotuner.plots.view import PER_GPU, View
 from raytune_autotuner.records import LoadMetrics, RequestSamples, RungRecord, TrialRecord
@@ -55,7 +55,8 @@ def by_load(series: Sequence[Series], slo: dict[str, float]) -> Plot | None:
     if not names:
         return None
     per_gpu = {name for name in names if METRICS[name].at_best and any(each.gpus for each in series)}
-    drawn = _grid([_title(name, name in per_gpu) for name in names])
+    titles = [_title(name, name in per_gpu) for name in names]
+    drawn = _grid(titles)
     levels = sorted({load.load.level for each in series for load in each.rung.metrics.loads})
     for place, name in enumerate(names):
         row, column = place // 2 + 1, place % 2 + 1
@@ -70,7 +71,7 @@ def by_load(series: Sequence[Series], slo: dict[str, float]) -> Plot | None:
     named = (f"{name} per GPU" if name in per_gpu else name for name in names)
     columns = ("trial", "scenario", "level", "requests", "errors", *named)
     said = _loads_said(series, levels) + (" Throughputs are per GPU, as the score is." if per_gpu else "")
-    return Plot("by_load", "By concurrency", said, drawn, table(columns, rows))
+    return Plot("by_load", "By concurrency", said, drawn, table(columns, rows), width_of(titles, 2))
 
 
 def _facets(series: Sequence[Series]) -> list[str]:
@@ -100,6 +101,7 @@ def _grid(titles: Sequence[str], columns: int = 2) -> go.Figure:
         vertical_spacing=0.32 / rows,
         horizontal_spacing=0.1,
     )
+    title_subplots(drawn)
     base = figure(height=90 + SUBPLOT_PX * rows).layout
     drawn.update_layout(height=base.height, margin=base.margin, template=TEMPLATES["light"], hovermode="closest")
     drawn.update_layout(
@@ -145,7 +147,8 @@ def percentiles(series: Sequence[Series], slo: dict[str, float]) -> Plot | None:
     names = [name for name in LATENCY_WORDS if any(_column(load.samples, name).size for _, load in heaviest)]
     if not names:
         return None
-    drawn = _grid([f"{LATENCY_WORDS[name]} (s)" for name in names], columns=3)
+    titles = [f"{LATENCY_WORDS[name]} (s)" for name in names]
+    drawn = _grid(titles, columns=3)
     for place, name in enumerate(names):
         for i, (each, load) in enumerate(heaviest):
             drawn.add_trace(_quantiles(each, load, name, i, place == 0), row=1, col=place + 1)
@@ -161,7 +164,7 @@ def percentiles(series: Sequence[Series], slo: dict[str, float]) -> Plot | None:
         f"So many per cent of the requests were answered within so long, at {most.scenario} and level {most.level}, "
         "the heaviest load. Lower is better; a red mark is a limit of the SLO at its percentile."
     )
-    return Plot("percentiles", "Latency percentiles", said, drawn, table(columns, rows))
+    return Plot("percentiles", "Latency percentiles", said, drawn, table(columns, rows), width_of(titles, 3))
 
 
 def _heaviest(rung: RungRecord) -> LoadMetrics:
@@ -222,7 +225,8 @@ def engine(series: Sequence[Series]) -> Plot | None:
     names = _engine_names(told)
     if not names:
         return None
-    drawn = _grid([name.replace("_", " ") for name in names], columns=4)
+    titles = [name.replace("_", " ") for name in names]
+    drawn = _grid(titles, columns=4)
     for place, name in enumerate(names):
         row, column = place // 4 + 1, place % 4 + 1
         for i, each in enumerate(told):
@@ -236,9 +240,8 @@ def engine(series: Sequence[Series]) -> Plot | None:
         for name in names
     ]
     said = "Means of gauges over the rung, with the maximum at the tip of the line; counters by what they grew."
-    return Plot(
-        "engine", "Engine metrics", said, drawn, table(("trial", "metric", "mean or increase", "maximum"), rows)
-    )
+    columns = ("trial", "metric", "mean or increase", "maximum")
+    return Plot("engine", "Engine metrics", said, drawn, table(columns, rows), width_of(titles, 4))
 
 
 def _engine_names(series: Sequence[Series]) -> list[str]:

@@ -18,6 +18,7 @@ from raytune_autotuner.summary import ending
 MOST_AXES = 14
 MOST_LINES = 300
 """More cannot be told apart: the best are kept, and the others thinned out evenly."""
+AXIS_PX = 120
 FEW_VALUES = 8
 """So many different numbers are placed like words, at even distances."""
 WIDE = 20
@@ -64,7 +65,8 @@ def parallel(view: View) -> Plot | None:
     names = [axis.name for axis in axes]
     rows = [_row(r, names) for r in sorted(records, key=_best_first)]
     columns = ("trial", "ended as", *names, "score")
-    return Plot("parallel", "Parameters of the trials", _said(records, axes, groups), drawn, table(columns, rows))
+    said, width = _said(records, axes, groups), AXIS_PX * len(axes)
+    return Plot("parallel", "Parameters of the trials", said, drawn, table(columns, rows), width)
 
 
 def axes_of(configurations: Sequence[Mapping[str, ParameterValue]]) -> list[Axis]:

@@ -38,6 +38,8 @@ class Plot:
     """What one sees, also for those who do not: the text alternative."""
     figure: go.Figure
     table: Table
+    min_width: int = 420
+    """In pixels: where there is less room it is scrolled, since its texts would cover each other."""
 
     @property
     def height(self) -> int:
@@ -54,8 +56,9 @@ class Plot:
         return "".join(
             (
                 f'<figure class="plot" id="plot-{self.name}">',
+                f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(self.title)}">',
                 f'<div class="plot-area" data-plot="{self.name}" role="img" aria-label="{label}"',
-                f' style="height:{self.height}px"></div>',
+                f' style="height:{self.height}px;min-width:{self.min_width}px"></div></div>',
                 f'<script type="application/json" data-of="{self.name}">{self.to_json()}</script>',
                 f"<figcaption>{html.escape(self.caption)}</figcaption>",
                 "<details><summary>The numbers as a table</summary>",
@@ -63,6 +66,11 @@ class Plot:
                 f"{self.table.to_html()}</div></details></figure>",
             )
         )
+
+
+def width_of(titles: Sequence[str], columns: int) -> int:
+    """What subplots side by side need for their titles, in pixels."""
+    return min(columns, len(titles)) * (30 + 7 * max(map(len, titles)))
 
 
 def in_script(text: str) -> str:

@@ -88,6 +88,11 @@ def figure(*traces: Any, height: int = 380, **layout: Any) -> go.Figure:
     return go.Figure(list(traces), layout={**settings, **layout})
 
 
+def title_subplots(drawn: go.Figure) -> None:
+    """Plotly's own size is that of a headline."""
+    drawn.update_annotations(font={"size": 13})
+
+
 def text(value: object) -> str:
     """Any text as data: plotly reads what it shows as a small HTML."""
     return html.escape(str(value), quote=False)

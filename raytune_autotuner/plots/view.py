@@ -11,9 +11,7 @@ from raytune_autotuner.objectives import over_loads, subject
 from raytune_autotuner.records import Metrics, Score, TrialRecord, TrialState
 from raytune_autotuner.results import Results
 
-PER_GPU = frozenset(
-    {"maximize_throughput_per_gpu", "minimize_cost", "maximize_goodput", "maximize_goodput_tokens"}
-)
+PER_GPU = frozenset({"maximize_throughput_per_gpu", "minimize_cost", "maximize_goodput", "maximize_goodput_tokens"})
 """Objectives for which twice the throughput on twice the GPUs is no gain."""
 THROUGHPUTS = ("output_tokens_per_s", "input_tokens_per_s", "requests_per_s")
 LATENCIES = ("ttft_p99_s", "e2e_p99_s")

@@ -19,6 +19,7 @@ SCALE = 2
 TIMEOUT_S = 90.0
 PAGE = """<!doctype html><meta charset="utf-8"><title>plot</title>
 <style>body{margin:12px;font:600 17px system-ui,sans-serif;color:#1f2328;background:#fff}figure{margin:0}
+.plot-area{min-width:0!important}
 details,figcaption,.modebar{display:none}</style><p style="margin:0 0 6px">%s</p>%s<script>%s</script>"""
 
 

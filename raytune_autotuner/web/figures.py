@@ -35,5 +35,6 @@ def _text(drawn: Mapping[str, Plot], theme: Theme) -> str:
 
 
 def _fields(plot: Plot) -> str:
-    fields = {"title": plot.title, "caption": plot.caption, "height": plot.height, "table": plot.table.to_html()}
+    fields = {"title": plot.title, "caption": plot.caption, "height": plot.height}
+    fields |= {"min_width": plot.min_width, "table": plot.table.to_html()}
     return json.dumps(fields)[1:-1]

@@ -35,6 +35,7 @@ async function draw(box) {
     figure.querySelector(".numbers").innerHTML = plot.table; // made by the server, which escapes
     const chart = figure.querySelector(".chart");
     chart.style.height = `${plot.height}px`;
+    chart.style.minWidth = `${plot.min_width}px`;
     chart.setAttribute("role", "group");
     chart.setAttribute("aria-label", `${plot.title}. ${plot.caption}`);
     await Plotly.react(chart, plot.figure.data, plot.figure.layout, {
@@ -49,9 +50,10 @@ function added(box, name) {
   const figure = document.createElement("figure");
   figure.className = "plot";
   figure.id = `plot-${name}`;
-  figure.innerHTML = `<h3></h3><div class="chart"></div><figcaption></figcaption><details>
+  figure.innerHTML = `<h3></h3><div class="scroll area" tabindex="0" role="region"><div class="chart"></div></div><figcaption></figcaption><details>
     <summary>The numbers as a table</summary><div class="scroll numbers" tabindex="0" role="region"></div></details>`;
   figure.querySelector(".numbers").setAttribute("aria-label", `Numbers: ${name}`);
+  figure.querySelector(".area").setAttribute("aria-label", `Plot: ${name}`);
   box.append(figure);
   return figure;
 }

@@ -11,6 +11,7 @@
         repeated.json                           configurations that were proposed again after they were measured
         trials/<trial>/state.json               where the trial stands; rewritten at each change
         trials/<trial>/rungs/<k>.json           what rung k measured, written as soon as it is known
+        trials/<trial>/engine/<k>.json          the engine's own metrics over the time of rung k
         trials/<trial>/record.json              the trial's end; absent while it runs
         trials/<trial>/engine.log, rung-<k>/…   raw output, brought here after each rung and at the end
         tensorboard/<trial>/…                   the same figures for TensorBoard
@@ -34,6 +35,7 @@ from raytune_autotuner.records import (
     Answers,
     BudgetState,
     Endpoint,
+    EngineSeries,
     RungRecord,
     SearchEnd,
     TrialId,
@@ -150,6 +152,15 @@ class ExperimentFolder:
 
     def save_rung(self, trial: TrialId, rung: RungRecord) -> None:
         self._save(trial, f"rungs/{rung.rung}.json", rung)
+
+    def save_engine_series(self, trial: TrialId, rung: int, series: EngineSeries) -> None:
+        self._save(trial, f"engine/{rung}.json", series)
+
+    def engine_series(self, trial: str) -> dict[int, EngineSeries]:
+        """By rung; those of a trial that runs are there as soon as their rung is measured."""
+        names = [n for n in self.root.list(f"trials/{trial}/engine") if n.endswith(".json")]
+        found = {int(n.removesuffix(".json")): self._load(EngineSeries, f"trials/{trial}/engine/{n}") for n in names}
+        return {rung: series for rung, series in sorted(found.items()) if series}
 
     def save_record(self, record: TrialRecord) -> None:
         self._save(record.trial, "record.json", record)

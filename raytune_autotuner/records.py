@@ -152,6 +152,18 @@ class EngineStats:
 
 
 @dataclass(frozen=True)
+class EngineSeries:
+    """The same as it went, thinned out where a rung is long."""
+
+    seconds: tuple[float, ...]
+    """Since the rung began."""
+    values: Mapping[str, tuple[float | None, ...]]
+    """One for each of ``seconds``; of counters what they have grown since the rung began."""
+    loads: tuple[tuple[float, str], ...] = ()
+    """When each load began, and which."""
+
+
+@dataclass(frozen=True)
 class Metrics:
     """What one rung measured."""
 

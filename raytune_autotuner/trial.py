@@ -237,6 +237,7 @@ class Trial:
     def _measure(self, endpoint: Endpoint, rung: Rung) -> RungRecord:
         def run(one: Rung, name: str, watch: Check) -> Metrics:
             self._announce("benchmark", name)
+            scrape.begin(one.loads[0])
             folder = self._unused("-".join(filter(None, (f"rung-{rung.index}", name))))
             return self._benchmarked("benchmark", endpoint, one, folder, watch)
 
@@ -255,6 +256,8 @@ class Trial:
             notes=found.notes,
             cut=found.cut,
         )
+        if (series := scrape.series()) is not None:
+            self._folder.save_engine_series(self.job.trial, rung.index, series)
         self._folder.save_rung(self.job.trial, record)
         return record
 

@@ -20,6 +20,7 @@ from raytune_autotuner.lock import LOCK, Holder
 from raytune_autotuner.metrics import steady, summarise
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
+    EngineSeries,
     EngineStats,
     Failure,
     Load,
@@ -112,6 +113,8 @@ def build(root: Path | str, example: Example | None = None) -> ExperimentFolder:
     folder = ExperimentFolder(Storage(str(root)), example.name)
     records = world.records()
     for record in records:
+        for rung in record.rungs:
+            folder.save_engine_series(record.trial, rung.rung, engine_series(rung))
         folder.save_record(record)
         folder.save_state(world.ended(record))
     for state in world.open_trials(len(records)):
@@ -119,6 +122,19 @@ def build(root: Path | str, example: Example | None = None) -> ExperimentFolder:
     _write_logs(Path(folder.root.location()), records)
     _write_frame(folder, world)
     return folder
+
+
+def engine_series(rung: RungRecord) -> EngineSeries:
+    """The queue and the cache as they fill while each load runs."""
+    ends = np.cumsum([load.duration_s + 1.0 for load in rung.metrics.loads])
+    begins = (0.0, *map(float, ends[:-1]))
+    loads = tuple((b, f"{m.load.scenario} at {m.load.level}") for b, m in zip(begins, rung.metrics.loads, strict=True))
+    seconds = tuple(float(s) for s in np.linspace(0.0, float(ends[-1]), 60).round(1))
+    usage = tuple(round(0.8 * (1 - math.exp(-s / 5)), 4) for s in seconds)
+    tokens = tuple(round(900.0 * s) for s in seconds)
+    queue = tuple(float(sum(3 for begun, _ in loads if begun <= s)) for s in seconds)
+    values = {"queue_length": queue, "kv_cache_usage": usage, "generated_tokens": tuple(map(float, tokens))}
+    return EngineSeries(seconds, values, loads)
 
 
 def _write_logs(root: Path, records: list[TrialRecord]) -> None:

@@ -10,8 +10,8 @@ from threading import Thread
 import pytest
 
 from raytune_autotuner.engines.engine import Engine, MetricNames, load_engine
-from raytune_autotuner.engines.engine_metrics import EngineMetrics, labels, parse, pick, summary
-from raytune_autotuner.records import Endpoint, EngineStats
+from raytune_autotuner.engines.engine_metrics import KEPT, EngineMetrics, labels, parse, pick, summary
+from raytune_autotuner.records import Endpoint, EngineStats, Load
 from tests.waiting import until
 
 PAGE = """\
@@ -129,6 +129,21 @@ def test_a_rung_shorter_than_the_interval(serve: Pages, engine: Engine) -> None:
     assert metrics.stats() == EngineStats(2, {"queue_length_mean": 2.0, "queue_length_max": 3.0, "preemptions": 0.0})
 
 
+def test_what_is_seen_is_kept_over_time(serve: Pages, engine: Engine) -> None:
+    """Gauges as they are, counters by what they have grown, with the load that begins; a long rung is thinned out."""
+    with EngineMetrics(serve.endpoint, engine, interval_s=0.001) as metrics:
+        metrics.begin(Load("D(100,100)", 8))
+        until(lambda: serve.served >= 2 * KEPT)
+    series = metrics.series()
+    assert series is not None
+    assert KEPT / 2 <= len(series.seconds) <= KEPT
+    assert list(series.seconds) == sorted(series.seconds)
+    assert series.values["queue_length"][0] == 1
+    assert (series.values["preemptions"][0], series.values["preemptions"][-1]) == (0, 4)
+    assert all(len(values) == len(series.seconds) for values in series.values.values())
+    assert series.loads == ((pytest.approx(0, abs=600), "D(100,100) at 8"),)
+
+
 def test_nobody_there(engine: Engine) -> None:
     """An engine that does not answer, or has no metrics, gives none."""
     silent = Endpoint(url="http://127.0.0.1:1", model_name="m", metrics_url="http://127.0.0.1:1/metrics")
@@ -137,6 +152,7 @@ def test_nobody_there(engine: Engine) -> None:
         with EngineMetrics(endpoint, kind, interval_s=0.01) as metrics:
             pass
         assert metrics.stats() is None
+        assert metrics.series() is None
 
 
 def test_the_measured_work_may_fail(serve: Pages, engine: Engine) -> None:

@@ -236,6 +236,20 @@ def test_a_trial_has_plots_of_its_own(results: Results) -> None:
     assert plots.trial_figures(replace(results.winner, rungs=()), {}) == {}
 
 
+def test_engine_metrics_are_drawn_over_time(folder: ExperimentFolder, results: Results) -> None:
+    """With the loads as boundaries, also before there is a record; where nothing was kept over time bars remain."""
+    record = next(r for r in results.records if len(r.rungs) == 2)
+    series = folder.engine_series(record.trial.name)
+    assert list(series) == [0, 1]
+    plot = plots.trial_figures(None, {}, engine=series)["engine"]
+    drawn = json.loads(plot.to_json())
+    assert {trace["name"] for trace in drawn["data"]} == {"rung 1", "rung 2"}
+    assert {trace["type"] for trace in drawn["data"]} == {"scatter"}
+    assert len(drawn["layout"]["shapes"]) == len(series[1].loads) * len(series[1].values)
+    assert plots.trial_figures(record, {}, engine=series)["engine"].table == plot.table
+    assert json.loads(plots.trial_figures(record, {})["engine"].to_json())["data"][0]["type"] == "bar"
+
+
 def test_a_thousand_trials_stay_small(results: Results) -> None:
     """Lines are thinned out, tables cut, and the page stays light."""
     many = tuple(

@@ -12,12 +12,13 @@ from raytune_autotuner.backends import Deployment
 from raytune_autotuner.clock import Clock
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines.engine import load_engine
+from raytune_autotuner.engines.engine_metrics import EngineMetrics
 from raytune_autotuner.errors import StorageFault, Superseded
 from raytune_autotuner.folder import ExperimentFolder, session_file
 from raytune_autotuner.history import is_over
 from raytune_autotuner.ledger import was_stopped_early
 from raytune_autotuner.objectives import Context
-from raytune_autotuner.records import LevelSearch, Load, Parameters, Purpose, Rung, TrialId, config_hash
+from raytune_autotuner.records import EngineSeries, LevelSearch, Load, Parameters, Purpose, Rung, TrialId, config_hash
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.ome import OmeSpec
 from raytune_autotuner.task.spec import Optimization
@@ -91,6 +92,19 @@ def test_each_step_is_one_rung_and_leaves_its_metrics_on_disk(tmp_path: Path) ->
     assert backend.running
     assert not list(tmp_path.glob("exp/trials/*/record.json"))
     assert trial.step() is not None
+
+
+def test_what_the_engine_said_is_kept_over_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside each rung, with its loads."""
+
+    def series(scrape: EngineMetrics) -> EngineSeries:
+        return EngineSeries((0.0,), {"queue_length": (1.0,)}, tuple(scrape._loads))
+
+    monkeypatch.setattr(EngineMetrics, "series", series)
+    trial, _, _ = make_trial(tmp_path)
+    record = run(trial)
+    kept = ExperimentFolder(Storage(str(tmp_path)), "exp").engine_series(record.trial.name)
+    assert [len(kept[rung.rung].loads) for rung in record.rungs] == [len(rung.metrics.loads) for rung in record.rungs]
 
 
 def test_an_early_stop_keeps_the_rungs_and_stops_the_engine(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
@@ -11,10 +13,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from raytune_autotuner import loopback
 from raytune_autotuner.engines.engine import Engine, MetricNames
-from raytune_autotuner.records import Endpoint, EngineStats
+from raytune_autotuner.records import Endpoint, EngineSeries, EngineStats, Load
 
 INTERVAL_S = 1.0
 SCRAPE_TIMEOUT_S = 5.0
+KEPT = 300
+"""Looks that are kept of a rung, at even distances."""
 FAILED_S = 1.0
 """How long work that has failed waits for the last scrape: its engine may hang."""
 
@@ -33,6 +37,9 @@ class EngineMetrics:
         self._names = engine.metrics
         self._interval_s = interval_s
         self._scrapes: list[Mapping[str, float]] = []
+        self._seconds: list[float] = []
+        self._loads: list[tuple[float, str]] = []
+        self._begun = time.monotonic()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -54,6 +61,22 @@ class EngineMetrics:
         """The values of a gauge so far, one for each look."""
         return [scrape[name] for scrape in list(self._scrapes) if name in scrape]
 
+    def begin(self, load: Load) -> None:
+        """Another load begins now."""
+        self._loads.append((round(time.monotonic() - self._begun, 1), f"{load.scenario} at {load.level}"))
+
+    def series(self) -> EngineSeries | None:
+        """What was seen so far, over time; ``None`` when nothing was."""
+        scrapes, seconds = list(self._scrapes), list(self._seconds)
+        if not scrapes or self._names is None:
+            return None
+        kept = range(0, len(scrapes), math.ceil(len(scrapes) / KEPT))
+        named = dict.fromkeys(name for scrape in scrapes for name in scrape)
+        values = {
+            name: _over_time([scrapes[i].get(name) for i in kept], name in self._names.counters) for name in named
+        }
+        return EngineSeries(tuple(seconds[i] for i in kept), values, tuple(self._loads))
+
     def stats(self) -> EngineStats | None:
         """What was seen so far; ``None`` when nothing was."""
         scrapes = list(self._scrapes)
@@ -68,9 +91,15 @@ class EngineMetrics:
             answer = loopback.get(url, SCRAPE_TIMEOUT_S)
             values = pick(parse(answer.text), names) if answer is not None and answer.ok else {}
             if values:
+                self._seconds.append(round(time.monotonic() - self._begun, 1))
                 self._scrapes.append(values)
             if not over:
                 self._over.wait(self._interval_s)
+
+
+def _over_time(seen: Sequence[float | None], counter: bool) -> tuple[float | None, ...]:
+    first = next((value for value in seen if value is not None), 0.0) if counter else 0.0
+    return tuple(None if value is None else float(f"{value - first:.5g}") for value in seen)
 
 
 def parse(text: str) -> Samples:

@@ -14,7 +14,7 @@ from raytune_autotuner.plots.page import script
 from raytune_autotuner.plots.plot import Plot, Table
 from raytune_autotuner.plots.style import Theme
 from raytune_autotuner.plots.view import View
-from raytune_autotuner.records import TrialRecord, TrialState
+from raytune_autotuner.records import EngineSeries, TrialRecord, TrialState
 from raytune_autotuner.results import Results
 
 __all__ = ["PLOTS", "SLOW", "TRIAL_PLOTS", "Plot", "Table", "Theme", "View", "figures", "script", "trial_figures"]
@@ -62,7 +62,17 @@ def figures(
     return {name: plot for name, plot in drawn.items() if plot is not None}
 
 
-def trial_figures(record: TrialRecord, slo: Mapping[str, float], names: Iterable[str] = TRIAL_PLOTS) -> dict[str, Plot]:
-    """The plots of one trial; ``slo`` are the limits of its task."""
-    drawn = {name: TRIAL_PLOTS[name](record, dict(slo)) for name in names}
-    return {name: plot for name, plot in drawn.items() if plot is not None}
+def trial_figures(
+    record: TrialRecord | None,
+    slo: Mapping[str, float],
+    names: Iterable[str] = TRIAL_PLOTS,
+    engine: Mapping[int, EngineSeries] | None = None,
+) -> dict[str, Plot]:
+    """The plots of one trial; ``slo`` are the limits of its task.
+
+    ``engine`` is what its engine said over time, by rung: all that there is of a trial without a record, and in place
+    of the means of one that has a record.
+    """
+    drawn = {name: TRIAL_PLOTS[name](record, dict(slo)) for name in names} if record else {}
+    over_time = measurements.engine_over_time(engine or {})
+    return {name: plot for name, plot in (drawn | ({"engine": over_time} if over_time else {})).items() if plot}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,10 @@ from plotly.subplots import make_subplots
 
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.plots.plot import Plot, table, width_of
-from raytune_autotuner.plots.style import CYCLE, DASHES, TEMPLATES, VERMILION, figure, short, text, title_subplots
+from raytune_autotuner.plots.style import CYCLE, DASHES, GREY, TEMPLATES, VERMILION, figure, short, text, title_subplots
 from raytune_autotuner.plots.tradeoff import LATENCY_WORDS
 from raytune_autotuner.plots.view import PER_GPU, View
-from raytune_autotuner.records import LoadMetrics, RequestSamples, RungRecord, TrialRecord
+from raytune_autotuner.records import EngineSeries, LoadMetrics, RequestSamples, RungRecord, TrialRecord
 
 FACETS = ("output_tokens_per_s", "ttft_p99_s", "tpot_p99_s", "e2e_p99_s", "input_tokens_per_s", "requests_per_s")
 MOST_FACETS = 4
@@ -217,6 +217,51 @@ def _percentile_rows(
         values = (load.values.get(f"{name}_{statistic}_s") for statistic in ("p50", "p90", "p95", "p99", "max"))
         where = f"{load.load.scenario} at {load.load.level}"
         yield (series.name, where, name, *values, int(_column(load.samples, name).size))
+
+
+def engine_over_time(rungs: Mapping[int, EngineSeries]) -> Plot | None:
+    """What the engine says of itself while the rungs of one trial were measured, by the second."""
+    names = list(dict.fromkeys(name for each in rungs.values() for name in each.values))[:MOST_ENGINE_METRICS]
+    if not names:
+        return None
+    titles = [name.replace("_", " ") for name in names]
+    drawn = _grid(titles, columns=3)
+    for place, name in enumerate(names):
+        row, column = place // 3 + 1, place % 3 + 1
+        for i, (rung, each) in enumerate(list(rungs.items())[-MOST_SERIES:]):
+            drawn.add_trace(_engine_line(each, name, rung, i, place == 0), row=row, col=column)
+            for begun, _ in each.loads if i + 1 == len(rungs) else ():
+                drawn.add_vline(begun, row=row, col=column, line={"color": GREY, "dash": "dot", "width": 1})
+    drawn.update_xaxes(ticksuffix=" s", rangemode="tozero")
+    drawn.update_yaxes(rangemode="tozero")
+    rows = [(f"rung {rung + 1}", *row) for rung, each in rungs.items() for row in _engine_rows(each, names)]
+    said = "Seconds since the rung began; counters by what they grew. A dotted line is where a load of the last begins."
+    columns = ("rung", "seconds", "load", *titles)
+    return Plot("engine", "Engine metrics over time", said, drawn, table(columns, rows), width_of(titles, 3))
+
+
+def _engine_line(series: EngineSeries, name: str, rung: int, place: int, first: bool) -> go.Scatter:
+    return go.Scatter(
+        x=list(series.seconds),
+        y=list(series.values.get(name, ())),
+        text=[text(_load_at(series, at)) for at in series.seconds],
+        mode="lines+markers" if len(series.seconds) < 3 else "lines",
+        name=f"rung {rung + 1}",
+        legendgroup=str(place),
+        showlegend=first,
+        line={"color": CYCLE[place % len(CYCLE)], "dash": DASHES[place % len(DASHES)], "width": 2},
+        hovertemplate=f"rung {rung + 1}, %{{text}}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+    )
+
+
+def _load_at(series: EngineSeries, second: float) -> str:
+    return next((load for begun, load in reversed(series.loads) if begun <= second), "")
+
+
+def _engine_rows(series: EngineSeries, names: Sequence[str]) -> Iterator[tuple[str | float | None, ...]]:
+    columns = [series.values.get(name, (None,) * len(series.seconds)) for name in names]
+    for second, *values in zip(series.seconds, *columns, strict=True):
+        yield (second, _load_at(series, second), *values)
 
 
 def engine(series: Sequence[Series]) -> Plot | None:

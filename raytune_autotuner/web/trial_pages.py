@@ -104,7 +104,7 @@ def plots(site: Here, name: str, trial: str, theme: str = "light") -> Response:
     site.library.trial_folder(name, trial)
     seen = site.library.look(name)
     record = seen.trials[trial].record if trial in seen.trials else None
-    drawn = trial_figures(record, seen.task.optimization.slo) if record else {}
+    drawn = trial_figures(record, seen.task.optimization.slo, engine=seen.folder.engine_series(trial))
     return plots_answer(drawn, "dark" if theme == "dark" else "light")
 
 

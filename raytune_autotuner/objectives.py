@@ -144,10 +144,16 @@ def goal(optimization: Optimization) -> str:
     return " and ".join(map(spoken, optimization.objectives or (optimization.objective,)))
 
 
+def measured(name: str) -> str:
+    """What an objective or a metric is a measure of: ``throughput per GPU``."""
+    return re.sub("^(maximize|minimize) ", "", spoken(name))
+
+
 def subject(optimization: Optimization) -> str:
     """What the score is a measure of, in words: of many objectives it is one number made from all."""
-    words = re.sub(r"\b(maximize|minimize) ", "", goal(optimization))
-    return f"weighted score of {words}" if optimization.objectives else words
+    if not optimization.objectives:
+        return measured(optimization.objective)
+    return f"weighted score of {' and '.join(map(measured, optimization.objectives))}"
 
 
 def value_of(name: str, metrics: Metrics, context: Context) -> float:

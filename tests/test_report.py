@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,6 +24,7 @@ from raytune_autotuner.records import Failure, TrialRecord
 from raytune_autotuner.report import answer, evidence
 from raytune_autotuner.report.images import save
 from raytune_autotuner.report.pages import inline
+from raytune_autotuner.task.spec import parse_task
 from raytune_autotuner.verdict import Verdict
 from tests.example_experiment import Example, build
 
@@ -182,6 +184,20 @@ def test_texts_are_data_in_the_page(facts: report.Report) -> None:
     assert parsed.fetched == clean.fetched == []
 
 
+def test_markdown_says_all_that_the_page_says(tmp_path: Path) -> None:
+    """As short tables; the task is folded, without its defaults, and is still the same task."""
+    facts = report.read(build(tmp_path, Example(trials=24, confirm=1, requests=4)))
+    text = report.markdown(facts)
+    for title in ("Apply it", "Best so far", "Front of", "What the score depends on", "Environment"):
+        assert f"### {title}" in text
+    assert "raytune-autotuner export" in text
+    assert "package ray | 2.60.0" in text
+    folded = re.search(r"<details>.*?```json\n(.*?)\n```\n\n</details>", text, re.DOTALL)
+    assert folded
+    assert parse_task(json.loads(folded[1]), "report") == facts.results.task
+    assert len(folded[1]) < len(facts.task_text) / 2
+
+
 def test_markdown_is_tables_and_no_html(facts: report.Report) -> None:
     """A parser with GitHub's tables sees them all; hostile texts make no HTML, no link and no extra column."""
     parser = MarkdownIt("commonmark").enable("table")
@@ -189,7 +205,9 @@ def test_markdown_is_tables_and_no_html(facts: report.Report) -> None:
         tokens = parser.parse(report.markdown(found))
         kinds = [token.type for token in tokens] + [c.type for token in tokens for c in token.children or ()]
         assert kinds.count("table_open") >= 3
-        assert not {"html_block", "html_inline", "link_open", "image"} & set(kinds)
+        assert not {"html_inline", "link_open", "image"} & set(kinds)
+        own = [token.content.strip() for token in tokens if token.type == "html_block"]
+        assert own == ["<details><summary>task.json (what it does not say is as by default)</summary>", "</details>"]
     first = [token for token in tokens if token.type == "heading_open"]
     assert first
 

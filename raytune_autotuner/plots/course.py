@@ -127,7 +127,7 @@ def _course_said(points: Sequence[_Point], best: Score | None, view: View) -> st
     baseline = view.results.baseline
     better = gain(best, baseline.score) if baseline and baseline.score and baseline.score is not best else None
     over = f", {100 * better:+.0f} % against the baseline in the search" if better is not None else ""
-    found = f"the best, {shown(best.value)} {best.unit}{over}, was found by trial #{first.record.number}"
+    found = f"the best, {shown(best.value)} {best.unit or 'weighted'}{over}, was found by trial #{first.record.number}"
     return f"{whole}; {found} after {first.spent_h:.3g} of them. Marks on the bottom line have no score."
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from raytune_autotuner.objectives import facts_of, spoken
+from raytune_autotuner.objectives import facts_of, measured
 from raytune_autotuner.planning.plan import duration
 from raytune_autotuner.records import Parameters, Score
 from raytune_autotuner.report.facts import Report
@@ -123,7 +123,7 @@ def _gain_tiles(results: Results) -> list[Tile]:
 
 def each_of(score: Score) -> str:
     """Of many objectives, the value of each."""
-    found = ((spoken(name), value, facts_of(name)[1]) for name, value in score.values.items())
+    found = ((measured(name), value, facts_of(name)[1]) for name, value in score.values.items())
     return ", ".join(f"{name} {shown(value)} {unit}".rstrip() for name, value, unit in found)
 
 

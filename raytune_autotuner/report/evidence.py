@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from raytune_autotuner.errors import FAILURE_CLASSES
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.objectives import over_loads, rank
-from raytune_autotuner.plots import cost
+from raytune_autotuner.plots import Plot, cost
 from raytune_autotuner.records import LoadMetrics, TrialRecord
 from raytune_autotuner.report.answer import said
 from raytune_autotuner.report.facts import Report
@@ -45,6 +45,37 @@ class FailureGroup:
     def numbers(self) -> str:
         listed = ", ".join(f"#{record.number}" for record in self.trials[:8])
         return listed + (f" and {len(self.trials) - 8} more" if len(self.trials) > 8 else "")
+
+
+def of_plots(drawn: Mapping[str, Plot]) -> dict[str, Grid]:
+    """By title, what of the plots' tables says the same where nothing can be drawn."""
+    found = {
+        "Best so far": _improvements(drawn["best_so_far"]) if "best_so_far" in drawn else None,
+        "Front of throughput against latency": _front(drawn["tradeoff"]) if "tradeoff" in drawn else None,
+        "What the score depends on": _weights(drawn["importance"]) if "importance" in drawn else None,
+    }
+    return {title: grid for title, grid in found.items() if grid and grid.rows}
+
+
+def _improvements(plot: Plot) -> Grid:
+    """The trials that were the best when they ended."""
+    (trial, _, spent, _, best), rows, last = plot.table.columns, [], None
+    for name, _, so_far, _, value in plot.table.rows:
+        if value is not None and value != last:
+            rows.append((str(name), f"{so_far:.3g}", shown(float(value))))
+        last = value
+    return Grid((trial, spent, best), rows)
+
+
+def _front(plot: Plot) -> Grid:
+    trial, _, rate, latency, *_ = plot.table.columns
+    rows = [(str(row[0]), f"{row[2]:.4g}", f"{row[3]:.4g}") for row in plot.table.rows if row[4] == "yes"]
+    return Grid((trial, rate, f"{latency}, s"), rows)
+
+
+def _weights(plot: Plot) -> Grid:
+    rows = [(str(name), f"{share:.0%}", f"{low:.0%} to {high:.0%}") for name, share, low, high in plot.table.rows]
+    return Grid(("parameter", "share of the variance", "90% interval"), rows)
 
 
 def side_by_side(results: Results) -> Grid | None:

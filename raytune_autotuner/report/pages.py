@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import html as html_text
+import json
 import re
 from typing import Any
 
 import jinja2
 
 from raytune_autotuner import plots, resources
+from raytune_autotuner.errors import SpecError
 from raytune_autotuner.objectives import goal
 from raytune_autotuner.report import answer, evidence
 from raytune_autotuner.report.facts import Report
 from raytune_autotuner.results import document, to_text
+from raytune_autotuner.task.spec import parse_task
 
 FENCE = "```"
 
@@ -28,11 +31,22 @@ def html(report: Report) -> str:
 
 
 def markdown(report: Report) -> str:
-    """For a pull request: GitHub's Markdown, tables and no HTML."""
+    """For a pull request: GitHub's Markdown, and no HTML but what folds the task."""
     environment = _environment(autoescape=False)
     environment.filters |= {"md": inline, "cell": cell, "fenced": fenced}
-    text = environment.get_template("report.md.j2").render(**_facts(report))
+    drawn = plots.figures(report.results, report.states, ("best_so_far", "tradeoff", "importance"))
+    shown = {"evidence": evidence.of_plots(drawn), "short_task": _short(report)}
+    text = environment.get_template("report.md.j2").render(**_facts(report), **shown)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def _short(report: Report) -> str:
+    """The task without what it would be anyway; a text that is none as it is."""
+    try:
+        task = parse_task(json.loads(report.task_text), "task.json")
+    except (SpecError, ValueError):
+        return report.task_text
+    return task.model_dump_json(indent=1, exclude_defaults=True)
 
 
 def json_text(report: Report) -> str:

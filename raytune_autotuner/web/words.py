@@ -7,7 +7,7 @@ from typing import Any
 
 from raytune_autotuner.ledger import Ledger
 from raytune_autotuner.metrics import METRICS
-from raytune_autotuner.objectives import facts_of, goal, spoken
+from raytune_autotuner.objectives import facts_of, goal, measured
 from raytune_autotuner.planning.plan import duration
 from raytune_autotuner.records import ParameterValue, Score
 from raytune_autotuner.summary import shown
@@ -117,7 +117,9 @@ def age(value: float | None) -> str:
 
 def values(found: Score | None) -> str:
     """Of many objectives, the value of each."""
-    return ", ".join(f"{spoken(name)} {_valued(name, value)}" for name, value in found.values.items()) if found else ""
+    return (
+        ", ".join(f"{measured(name)} {_valued(name, value)}" for name, value in found.values.items()) if found else ""
+    )
 
 
 def _valued(name: str, value: float) -> str:

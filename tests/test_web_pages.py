@@ -289,6 +289,24 @@ def test_experiments_are_compared_side_by_side(folder: Path) -> None:
     assert not texts(many.text, "<!doctype html>", "at most 8")
 
 
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    """Best so far is drawn over one another where the scores mean the same; a broken SLO is marked, flags are named."""
+    build(tmp_path, Example(name="one", trials=3, confirm=0, requests=4))
+    tight = {"optimization": {"slo": {"ttft_p99_s": 0.001}}}
+    build(tmp_path, Example(name="tight", trials=2, confirm=0, requests=4, task=tight))
+    free = {"optimization": {"objective": "minimize_ttft", "slo": {}}}
+    build(tmp_path, Example(name="other", trials=0, confirm=0, requests=4, task=free))
+    asked = client(tmp_path)
+    shown = asked.get("/compare?experiment=one&experiment=tight").text
+    assert not texts(shown, "different limits", "breaks the SLO: ttft_p99_s")
+    drawn = asked.get("/compare/plots?experiment=one&experiment=one&experiment=tight").json()
+    assert [trace["name"] for trace in drawn["best_so_far"]["figure"]["data"]] == ["one", "tight"]
+    assert "tight has nothing yet that keeps the SLO" in drawn["best_so_far"]["caption"]
+    shown = html.unescape(asked.get("/compare?experiment=one&experiment=other").text)
+    assert not texts(shown, "different objectives", "the runtime's own flag")
+    assert asked.get("/compare/plots?experiment=one&experiment=other").json() == {}
+
+
 def test_a_new_task_begins_valid_and_with_its_plan(tmp_path: Path) -> None:
     """Whatever it begins with."""
     for name in STARTS:

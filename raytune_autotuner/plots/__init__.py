@@ -6,10 +6,10 @@ is what a page needs to show ``Plot.to_div``; no network anywhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
-from raytune_autotuner.plots import cost, course, influence, measurements, parameters, tradeoff
+from raytune_autotuner.plots import comparison, cost, course, influence, measurements, parameters, tradeoff
 from raytune_autotuner.plots.page import script
 from raytune_autotuner.plots.plot import Plot, Table
 from raytune_autotuner.plots.style import Theme
@@ -17,7 +17,19 @@ from raytune_autotuner.plots.view import View
 from raytune_autotuner.records import EngineSeries, TrialRecord, TrialState
 from raytune_autotuner.results import Results
 
-__all__ = ["PLOTS", "SLOW", "TRIAL_PLOTS", "Plot", "Table", "Theme", "View", "figures", "script", "trial_figures"]
+__all__ = [
+    "PLOTS",
+    "SLOW",
+    "TRIAL_PLOTS",
+    "Plot",
+    "Table",
+    "Theme",
+    "View",
+    "figures",
+    "overlay",
+    "script",
+    "trial_figures",
+]
 
 
 def _slo(view: View) -> dict[str, float]:
@@ -60,6 +72,12 @@ def figures(
     view = View(results, tuple(states), now)
     drawn = {name: PLOTS[name](view) for name in names}
     return {name: plot for name, plot in drawn.items() if plot is not None}
+
+
+def overlay(experiments: Sequence[Results]) -> dict[str, Plot]:
+    """The plots of several experiments in one."""
+    plot = comparison.best_so_far(experiments)
+    return {plot.name: plot} if plot else {}
 
 
 def trial_figures(

@@ -44,7 +44,7 @@ class _Point:
 
 def best_so_far(view: View) -> Plot | None:
     """The score of each trial and the best one until then, over what had been spent."""
-    points = list(_course(view))
+    points = list(course(view))
     if not points:
         return None
     unit, best = view.unit, points[-1].best
@@ -67,7 +67,8 @@ def best_so_far(view: View) -> Plot | None:
     return Plot("best_so_far", "Best so far", _course_said(points, best, view), drawn, table(columns, rows))
 
 
-def _course(view: View) -> Iterator[_Point]:
+def course(view: View) -> Iterator[_Point]:
+    """The trials that compete, in the order in which they ended."""
     ended = view.ended_at()
     spent, best = 0.0, None
     for record in sorted(view.searched, key=lambda r: (ended[r.trial.name], r.number)):

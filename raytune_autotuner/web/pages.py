@@ -11,9 +11,12 @@ from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 
 from raytune_autotuner import redaction
+from raytune_autotuner.objectives import goal
+from raytune_autotuner.plots import overlay
 from raytune_autotuner.summary import gain
 from raytune_autotuner.web import tables
 from raytune_autotuner.web.cards import STATES, Card, workload
+from raytune_autotuner.web.figures import plots_answer
 from raytune_autotuner.web.live import ALL, message
 from raytune_autotuner.web.reader import Snapshot
 from raytune_autotuner.web.site import Site, overall_version, the_site
@@ -171,9 +174,9 @@ def compare(
     request: Request, site: Here, experiment: Annotated[list[str] | None, Query(max_length=8)] = None
 ) -> Response:
     """Several experiments side by side."""
-    chosen = [site.library.look(name) for name in dict.fromkeys(experiment or ())]
+    chosen = _chosen(site, experiment)
     if len(chosen) < 2:
-        return page(request, "compare.html", chosen=chosen, workloads=set(), names=[], values={})
+        return page(request, "compare.html", chosen=chosen)
     names = sorted(
         {name for seen in chosen if seen.results.recommended for name in seen.results.recommended.parameters}
     )
@@ -182,14 +185,30 @@ def compare(
         "compare.html",
         chosen=chosen,
         workloads={workload(seen.task) for seen in chosen},
+        goals={goal(seen.task.optimization) for seen in chosen},
+        limits={tuple(sorted(seen.task.optimization.slo.items())) for seen in chosen},
+        query=urlencode([("experiment", seen.name) for seen in chosen]),
         names=names,
         values={name: _values(chosen, name) for name in names},
     )
 
 
+@router.get("/compare/plots")
+def compare_plots(
+    site: Here, experiment: Annotated[list[str] | None, Query(max_length=8)] = None, theme: str = "light"
+) -> Response:
+    drawn = overlay([seen.results for seen in _chosen(site, experiment)])
+    return plots_answer(drawn, "dark" if theme == "dark" else "light")
+
+
+def _chosen(site: Site, names: Sequence[str] | None) -> list[Snapshot]:
+    return [site.library.look(name) for name in dict.fromkeys(names or ())]
+
+
 def _values(chosen: Sequence[Snapshot], name: str) -> list[Any]:
+    """Of the recommended configurations; empty where it leaves the parameter alone."""
     best = (seen.results.recommended for seen in chosen)
-    return [record.parameters.get(name, "") if record else "" for record in best]
+    return [record.parameters.get(name, "") if record else "–" for record in best]
 
 
 @router.get("/api")

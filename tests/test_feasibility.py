@@ -14,6 +14,8 @@ from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import SpecError, TransientError
 from raytune_autotuner.foresight import Feasibility, Launch, facts
 from raytune_autotuner.kube import NODE, Kind
+from raytune_autotuner.packing import Need, Pool
+from raytune_autotuner.planning import impossible
 from raytune_autotuner.planning.checks import load_document
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.records import Parameters
@@ -189,6 +191,18 @@ def test_the_plan_says_how_much_of_the_space_cannot_start() -> None:
     assert len([note for note in notes if note.startswith("the runtime's own flags")]) == 1
     silent = make_plan(checked(model_task(path="m")), load_engine("sglang")).notes
     assert not any("cannot start" in note for note in silent)
+
+
+def test_what_fits_no_node_is_told_before_anything_is_queued() -> None:
+    """With figures, and nothing where all of it fits."""
+    examples = [{"tp_size": tp} for tp in (1, 2, 4, 16)]
+    never = Pool({"a": 8, "b": 8}).never
+    assert list(impossible.without_place(examples, lambda p: never(Need((int(str(p["tp_size"])),))))) == [
+        "25% of the configurations fit no node and are not run (25%: needs 16 GPUs on one node, "
+        "each of the 2 nodes has 8)"
+    ]
+    assert list(impossible.without_place(examples, lambda p: None)) == []
+    assert list(impossible.without_place([], never)) == []  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -
         raise SpecError.single("--results", f"{path} is a folder; name a file", "run")
     goes_on = how.resume and setup.folder.root.exists("task.json")
     options = experiment.Options(path, how.dashboard, resume=goes_on, force=how.force, earlier=found, reuse=how.reuse)
-    for line in _of_earlier(setup, options):
+    for line in (*_of_cluster(setup), *_of_earlier(setup, options)):
         console.print(line, markup=False, highlight=False)
     with display.progress(setup.folder, plan.trials, console):
         results = experiment.run(setup, options)
@@ -201,6 +201,19 @@ def _exit_code(results: Results) -> int:
     if end is not None and (results.winner or end.kind == "infrastructure"):
         return ENVIRONMENT  # what worked before does not any more, or none of it was the configurations' fault
     return OK if results.winner else NOTHING_FEASIBLE
+
+
+def _of_cluster(setup: Setup) -> Iterator[str]:
+    """What of the space the cluster can never hold, in words."""
+    from raytune_autotuner.packing import Pool
+    from raytune_autotuner.planning import impossible
+    from raytune_autotuner.planning.plan import examples_of
+    from raytune_autotuner.planning.space import Space
+
+    if (nodes := setup.site.gpu_nodes()) is not None:
+        pool = Pool({node.name: node.allocatable for node in nodes})
+        examples, _ = examples_of(setup.task, Space.of(setup.task, setup.engine))
+        yield from impossible.without_place(examples, lambda parameters: pool.never(setup.need(parameters)))
 
 
 def _of_earlier(setup: Setup, options: Options) -> Iterator[str]:

@@ -128,7 +128,7 @@ def make_plan(task: Task, engine: Engine, experience: Experience | None = None) 
         SpecError: the engine's formula gives no number of GPUs for a configuration.
     """
     space = Space.of(task, engine)
-    examples, grid_points = _examples(task, space)
+    examples, grid_points = examples_of(task, space)
     points = (
         task.optimization.max_iterations if grid_points is None else min(task.optimization.max_iterations, grid_points)
     )
@@ -199,7 +199,7 @@ def _stays(task: Task, rungs: int) -> list[float]:
     return [1.0 if asha == "none" else asha.reduction_factor**-n for n in range(rungs)]
 
 
-def _examples(task: Task, space: Space) -> tuple[Sequence[Parameters], int | None]:
+def examples_of(task: Task, space: Space) -> tuple[Sequence[Parameters], int | None]:
     """Configurations that stand for the search, and how many there are."""
     if not space.dimensions:
         return (), 0

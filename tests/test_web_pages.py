@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from starlette.testclient import TestClient
 
 from raytune_autotuner import overview, report
 from raytune_autotuner.folder import ExperimentFolder
@@ -20,10 +21,12 @@ from raytune_autotuner.records import TrialId, config_hash
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import parse_task
+from raytune_autotuner.web.app import create_app
 from raytune_autotuner.web.new_task import STARTS
+from raytune_autotuner.web.settings import Settings
 from raytune_autotuner.web.words import percent
 from tests.example_experiment import Example, build
-from tests.web_site import DONE, RUNNING, STOPPED, Starts, client, fill, texts
+from tests.web_site import DONE, HERE, HTML, RUNNING, STOPPED, Starts, client, fill, texts
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,14 @@ def test_an_experiment_has_its_answer_first(folder: Path) -> None:
     shown = client(folder).get(f"/experiments/{DONE}").text
     assert not texts(shown, "<strong>WIN</strong>", "95 % interval", "Best in the search", "per GPU-hour")
     assert not texts(shown, "tp_size", "TTFT p99", "stopped early", "sglang.launch_server")
+
+
+def test_state_and_dashboard_are_seen_first(folder: Path) -> None:
+    """Not at the foot of a long page."""
+    settings = Settings(Storage(str(folder)), ray_address="http://head:8265")
+    shown = TestClient(create_app(settings), base_url=HERE, headers=HTML).get(f"/experiments/{RUNNING}").text
+    assert shown.index('id="live-state"') < shown.index("<main")
+    assert shown.index("http://head:8265") < shown.index('aria-label="At a glance"')
 
 
 def test_the_table_is_sorted_filtered_and_cut_on_the_server(folder: Path) -> None:

@@ -9,7 +9,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
@@ -124,16 +124,18 @@ def _state_line(state: TrialState) -> str:
     )
 
 
-def experiments(overviews: Sequence[Overview]) -> RenderableType:
-    """One row an experiment."""
+def experiments(overviews: Sequence[Overview], waiting: Mapping[str, str]) -> RenderableType:
+    """One row an experiment; ``waiting`` are those that only have a job yet, with its state."""
     table = Table(box=None, pad_edge=False)
     for column in ("experiment", "state", "trials", "best score", "spent", "age"):
         table.add_column(column, no_wrap=column != "best score", overflow="fold")
+    for name, state in waiting.items():
+        table.add_row(name, Text(state, style="yellow"), "only a job, no folder", "", "", "")
     for each in overviews:
         trials = f"{each.ended} ended" + (f", {each.begun - each.ended} running" if each.begun > each.ended else "")
-        state = Text(each.state, style=STATE_COLOURS[each.state])
+        standing = Text(each.state, style=STATE_COLOURS[each.state])
         score = Text(score_text(each.best) if each.best else "")
-        table.add_row(each.name, state, trials, score, f"{each.spent:.0f} {each.unit}", _age(each.age_s))
+        table.add_row(each.name, standing, trials, score, f"{each.spent:.0f} {each.unit}", _age(each.age_s))
     return table
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ TALKATIVE = (
     "ray._private.runtime_env.packaging",
 )
 """Loggers of Ray that tell what they do."""
+PROGRAMS = ("raytune-autotuner", "raytune_autotuner")
+NAMED = re.compile(r"""(?<!\S)--name[=\s]\s*['"]?([^\s'"]+)""")
 NOT_FOUND, NOT_EXECUTABLE = 127, 126
 STOPPED_CODE = 130
 OUR_CODES = frozenset({0, 1, 2, 3, 70, STOPPED_CODE})
@@ -109,10 +112,31 @@ class JobServer:
 
     def attempts(self, experiment: str) -> list[JobDetails]:
         """The jobs of an experiment, the newest first."""
+        return [job for job in self._jobs() if experiment_of(job) == experiment]
+
+    def newest(self) -> dict[str, JobDetails]:
+        """Of each experiment that there is a job of the newest one, the newest of all first."""
+        named = [(name, job) for job in self._jobs() if (name := experiment_of(job))]
+        return {name: next(job for each, job in named if each == name) for name, _ in named}
+
+    def _jobs(self) -> list[JobDetails]:
         with _faults(self.address):
             jobs = self.client.list_jobs()
-        ours = [job for job in jobs if job.submission_id and (job.metadata or {}).get("experiment") == experiment]
-        return sorted(ours, key=lambda job: -(job.start_time or 0))
+        return sorted((job for job in jobs if job.submission_id), key=lambda job: -(job.start_time or 0))
+
+
+def experiment_of(job: JobDetails) -> str | None:
+    """By what was said of the job when it was handed in, else by the ``--name`` in a command of ours."""
+    if said := (job.metadata or {}).get("experiment"):
+        return said
+    entrypoint = job.entrypoint or ""
+    found = NAMED.search(entrypoint) if any(program in entrypoint for program in PROGRAMS) else None
+    return found.group(1) if found else None
+
+
+def alive(jobs: Iterable[JobDetails]) -> list[JobDetails]:
+    """Those that have not ended, begun or not."""
+    return [job for job in jobs if not job.status.is_terminal()]
 
 
 def until_ended(server: JobServer, submission_id: str, seconds: float) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import TypeAdapter
 
 from raytune_autotuner import lock, sessions
-from raytune_autotuner.errors import SpecError
+from raytune_autotuner.errors import SpecError, StorageFault
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.importance import Importances
 from raytune_autotuner.importance import read as read_importances
@@ -25,6 +25,8 @@ from raytune_autotuner.task.spec import Task, parse_task
 from raytune_autotuner.task.taskfile import Document
 
 State = Literal["running", "interrupted", "done"]
+UNREADABLE = (SpecError, StorageFault, ValueError, KeyError, TypeError, AttributeError)
+"""What reading a folder may raise whose files are damaged, of another version, or out of reach."""
 
 
 @dataclass(frozen=True)
@@ -161,5 +163,9 @@ def _complete(said: dict[str, Any]) -> bool:
 
 
 def _begun_at(folder: ExperimentFolder) -> str:
-    ran = sessions.load(folder)
+    """Of one that cannot be read, before all others."""
+    try:
+        ran = sessions.load(folder)
+    except UNREADABLE:
+        return ""
     return ran[-1].started_at if ran else ""

@@ -316,3 +316,85 @@ def test_stop_ends_the_job_of_what_does_not_end_by_itself(
         runner.join()
     assert result.exit_code == wanted, result.output
     assert (old.stops, job.stops, other.stops) == (0, 1, 0)
+
+
+def test_a_job_that_waits_is_known_and_can_be_stopped(tmp_path: Path, server: FakeJobServer) -> None:
+    """Before there is a folder: not taken for one whose name only begins so, stopped at once, and not running then."""
+    killed(tmp_path, "exp-old")
+    job = server.job("exp-1", metadata={"experiment": "exp"}, status="PENDING", message="waits for resources")
+    at = ("--address", server.address)
+    told = invoke(tmp_path, "status", "exp", *at)
+    assert (told.exit_code, "waits for resources" in told.output) == (OK, True)
+    assert "Job exp-1: PENDING" in told.output
+    assert invoke(tmp_path, "stop", "exp", "--wait", "0", *at).exit_code == OK
+    assert job.stops == 1
+
+    def obey() -> None:
+        until(lambda: job.stops == 2)
+        job.end("STOPPED")
+
+    runner = during(obey)
+    assert invoke(tmp_path, "stop", "exp", *at).exit_code == OK
+    runner.join()
+    again = invoke(tmp_path, "stop", "exp", *at)
+    assert (again.exit_code, "not running" in again.output, job.stops) == (OK, True, 2)
+    assert not ExperimentFolder(Storage(str(tmp_path)), "exp-old").stop_requested()
+
+
+def test_a_job_that_is_to_resume_an_experiment_can_be_stopped_before_it_begins(
+    tmp_path: Path, server: FakeJobServer
+) -> None:
+    """Its folder says that nobody runs it."""
+    killed(tmp_path, "exp")
+    job = server.job("exp-2", metadata={"experiment": "exp"}, status="PENDING")
+    assert invoke(tmp_path, "stop", "exp", "--wait", "0", "--address", server.address).exit_code == OK
+    assert job.stops == 1
+
+
+def test_what_waits_is_watched_until_it_has_a_folder(tmp_path: Path, server: FakeJobServer) -> None:
+    """Then it is shown like any other."""
+    server.job("exp-1", metadata={"experiment": "exp"}, status="PENDING")
+    results: list[Result] = []
+    arguments = ("status", "exp", "--watch", "--address", server.address)
+    watching = during(lambda: results.append(invoke(tmp_path, *arguments)))
+    until(lambda: server.lists)
+    assert not results
+    done(tmp_path, "exp")
+    watching.join()
+    assert "Best in the search: speed=0.5" in results[0].output
+
+
+def test_list_shows_jobs_that_have_no_folder(tmp_path: Path, server: FakeJobServer) -> None:
+    """By metadata or command; not those that have a folder, have ended well, or are none of ours."""
+    killed(tmp_path, "first")
+    server.job("first-1", metadata={"experiment": "first"})
+    server.job("second-1", metadata={"experiment": "second"}, status="PENDING")
+    server.job("third-1", entrypoint="raytune-autotuner run task.yaml --name third", status="FAILED")
+    server.job("fourth-1", metadata={"experiment": "fourth"}, status="SUCCEEDED")
+    server.job("train-1", entrypoint="python train.py --name train")
+    output = invoke(tmp_path, "list", "--address", server.address).output
+    rows = [line.split()[:2] for line in output.splitlines()[1:]]
+    assert rows == [["second", "pending"], ["third", "failed"], ["first", "interrupted"]]
+
+
+def test_a_job_by_hand_is_found_by_its_command(tmp_path: Path, server: FakeJobServer) -> None:
+    """Without metadata."""
+    server.job("raysubmit_1", entrypoint="raytune-autotuner run t.yaml --storage /x --name exp --resume auto", log="hi")
+    server.job("raysubmit_2", entrypoint="sh -c 'raytune-autotuner run t.yaml --name=exp-2'", log="other")
+    assert invoke(tmp_path, "logs", "exp", "--address", server.address).output == "hi"
+    assert invoke(tmp_path, "logs", "exp-2", "--address", server.address).output == "other"
+
+
+@pytest.mark.parametrize(
+    ("file", "text"), [("task.json", "{"), ("task.json", "[]"), ("sessions/0001.json", '{"new": 1}')]
+)
+def test_an_experiment_that_cannot_be_read_hides_no_other(file: str, text: str, tmp_path: Path) -> None:
+    """It is left out with a note."""
+    killed(tmp_path, "good")
+    killed(tmp_path, "bad").folder.root.write(file, text)
+    result = invoke(tmp_path, "list")
+    assert result.exit_code == OK
+    assert [line.split()[0] for line in result.stdout.splitlines()[1:]] == ["good"]
+    assert "note: bad is left out" in result.stderr
+    if file.startswith("sessions"):
+        assert "good: interrupted" in invoke(tmp_path, "status").output

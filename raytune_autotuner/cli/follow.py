@@ -11,31 +11,42 @@ from raytune_autotuner.cli.options import ENVIRONMENT, OK, address_option, exit_
 from raytune_autotuner.errors import SpecError
 
 if TYPE_CHECKING:
+    from ray.job_submission import JobDetails
+
     from raytune_autotuner.deadline import Deadline
     from raytune_autotuner.folder import ExperimentFolder
+    from raytune_autotuner.jobs import JobServer
+    from raytune_autotuner.overview import Overview
+    from raytune_autotuner.storage import Storage
 
 LOOK_S = 2.0
 """How often it is looked whether an experiment is over."""
 STOP_S = 300.0
 JOB_STOP_S = 600.0
 """More than Ray gives a job that was told to stop (see ``submit.stop_wait_s``)."""
+NOTE_LENGTH = 200
 
 experiment_argument = click.argument("experiment", metavar="EXPERIMENT")
 
 
 @click.command("list")
 @storage_option
+@address_option()
 @exit_codes
-def list_experiments(storage: str) -> int:
-    """List the experiments in a storage, the last begun first."""
+def list_experiments(storage: str, address: str | None) -> int:
+    """List the experiments in a storage, the last begun first.
+
+    With --address also those that the cluster has a job of, and that have no folder yet.
+    """
     from raytune_autotuner import display
-    from raytune_autotuner.folder import ExperimentFolder
-    from raytune_autotuner.overview import Overview, names
+    from raytune_autotuner.overview import names
     from raytune_autotuner.storage import Storage
 
     opened = Storage(storage)
-    found = [Overview.of(ExperimentFolder(opened, name)) for name in names(opened)]
-    display.console().print(display.experiments(sorted(found, key=lambda each: each.age_s or 0.0)))
+    there = names(opened)
+    waiting = _without_folder(address, there) if address else {}
+    found = [each for name in there if (each := _overview(opened, name))]
+    display.console().print(display.experiments(sorted(found, key=lambda each: each.age_s or 0.0), waiting))
     return OK
 
 
@@ -51,7 +62,13 @@ def status(experiment: str | None, storage: str, address: str | None, watch: boo
     from raytune_autotuner.results import load_results
     from raytune_autotuner.storage import Storage
 
-    folder = overview.find(Storage(storage), experiment)
+    folder = _find(Storage(storage), experiment, address, watch)
+    if folder is None:
+        assert experiment
+        assert address
+        click.echo(f"{experiment} has no folder in {Storage(storage).location()} yet")
+        _tell_jobs(address, experiment, why=True)
+        return OK
     if address:
         _tell_jobs(address, folder.name)
     now = overview.Overview.of(folder)
@@ -114,16 +131,15 @@ def logs(experiment: str, trial: str | None, storage: str, address: str | None, 
 def stop(experiment: str, storage: str, address: str | None, wait_s: float) -> int:
     """End an experiment in order: no new trials, running ones torn down, results written.
 
-    With --address its job is stopped when the time is over.
+    With --address its job is stopped when the time is over, or at once where it has not begun yet.
     """
     from raytune_autotuner import overview
     from raytune_autotuner.deadline import Deadline
     from raytune_autotuner.storage import Storage
 
-    folder = overview.find(Storage(storage), experiment)
-    if overview.is_over(folder):
-        click.echo(f"{folder.name} is not running")
-        return OK
+    folder = _find(Storage(storage), experiment, address)
+    if folder is None or overview.is_over(folder):
+        return _stop_unbegun(address, folder.name if folder else experiment, wait_s)
     folder.request_stop()
     if not wait_s:
         click.echo(f"{folder.name} was asked to stop")
@@ -132,7 +148,49 @@ def stop(experiment: str, storage: str, address: str | None, wait_s: float) -> i
     if _until_over(folder, Deadline.after(wait_s)):
         click.echo(f"{folder.name} has ended; its results are in {folder.root.location()}")
         return OK
-    return _stop_job(address, folder, wait_s)
+    return _stop_late(address, folder, wait_s)
+
+
+def _find(storage: Storage, wanted: str | None, address: str | None, watch: bool = False) -> ExperimentFolder | None:
+    """As ``overview.find``; ``None`` where only the cluster knows it, which ``watch`` waits for as long as that runs.
+
+    A job of that very name goes before a folder whose name only begins so.
+    """
+    from raytune_autotuner import overview
+    from raytune_autotuner.jobs import JobServer, alive
+
+    if address and wanted:
+        server = JobServer.connect(address)
+        while not storage.exists(f"{wanted}/task.json") and (attempts := server.attempts(wanted)):
+            if not watch or not alive(attempts):
+                return None
+            time.sleep(LOOK_S)
+    return overview.find(storage, wanted)
+
+
+def _overview(storage: Storage, name: str) -> Overview | None:
+    from raytune_autotuner.folder import ExperimentFolder
+    from raytune_autotuner.overview import UNREADABLE, Overview
+
+    try:
+        return Overview.of(ExperimentFolder(storage, name))
+    except UNREADABLE as error:
+        first = str(error).partition("\n")[0]
+        click.echo(f"note: {name} is left out, as it cannot be read: {first[:NOTE_LENGTH]}", err=True)
+        return None
+
+
+def _without_folder(address: str, there: list[str]) -> dict[str, str]:
+    """What the job server says of experiments that are not in the storage, the newest first; not if they have ended."""
+    from raytune_autotuner.jobs import JobServer
+
+    newest = JobServer.connect(address).newest()
+    return {name: job.status.value.lower() for name, job in newest.items() if name not in there and _is_news(job)}
+
+
+def _is_news(job: JobDetails) -> bool:
+    """Of a job without a folder: what went well or was stopped lies elsewhere, or was removed."""
+    return job.status.value not in ("SUCCEEDED", "STOPPED")
 
 
 def _until_over(folder: ExperimentFolder, deadline: Deadline | None = None) -> bool:
@@ -145,28 +203,51 @@ def _until_over(folder: ExperimentFolder, deadline: Deadline | None = None) -> b
     return True
 
 
-def _stop_job(address: str | None, folder: ExperimentFolder, waited_s: float) -> int:
-    from raytune_autotuner.jobs import JobServer, until_ended
+def _stop_unbegun(address: str | None, experiment: str, wait_s: float) -> int:
+    """Of an experiment that nobody runs: its job may wait for its turn, or be about to begin."""
+    from raytune_autotuner.jobs import JobServer, alive
+
+    server = JobServer.connect(address) if address else None
+    if server is None or not alive(server.attempts(experiment)):
+        click.echo(f"{experiment} is not running")
+        return OK
+    return _stop_jobs(server, experiment, JOB_STOP_S if wait_s else None)
+
+
+def _stop_late(address: str | None, folder: ExperimentFolder, waited_s: float) -> int:
+    from raytune_autotuner.jobs import JobServer
 
     late = f"{folder.name} has not ended in {waited_s:.0f} s"
     if address is None:
         click.echo(f"{late}; with --address its job would be stopped", err=True)
         return ENVIRONMENT
-    server = JobServer.connect(address)
-    running = [job for job in server.attempts(folder.name) if not job.status.is_terminal()]
-    for job in running:
-        server.stop(str(job.submission_id))
-    stopped = bool(running) and all(until_ended(server, str(job.submission_id), JOB_STOP_S) for job in running)
-    click.echo(f"{late}; " + ("its job was stopped" if stopped else "no job of it could be stopped"), err=True)
+    click.echo(late, err=True)
+    return _stop_jobs(JobServer.connect(address), folder.name, JOB_STOP_S)
+
+
+def _stop_jobs(server: JobServer, experiment: str, wait_s: float | None) -> int:
+    """Stop what there is of jobs that have not ended, and wait for their end; ``None`` only asks."""
+    from raytune_autotuner.jobs import alive, until_ended
+
+    ids = [str(job.submission_id) for job in alive(server.attempts(experiment))]
+    for submission_id in ids:
+        server.stop(submission_id)
+    if wait_s is None:
+        click.echo(f"the job of {experiment} was asked to stop")
+        return OK
+    stopped = bool(ids) and all(until_ended(server, each, wait_s) for each in ids)
+    click.echo(f"the job of {experiment} was stopped" if stopped else f"no job of {experiment} could be stopped")
     return OK if stopped else ENVIRONMENT
 
 
-def _tell_jobs(address: str, experiment: str) -> None:
+def _tell_jobs(address: str, experiment: str, why: bool = False) -> None:
     from raytune_autotuner.jobs import JobServer
 
     server = JobServer.connect(address)
     for job in server.attempts(experiment):
         click.echo(f"Job {job.submission_id}: {job.status.value}  {server.page(str(job.submission_id))}")
+        if why and job.message:
+            click.echo(f"  {job.message}")
 
 
 def _job_log(address: str, experiment: str, follow: bool) -> int:

@@ -46,6 +46,8 @@ class FakeJobServer:
         """Whether connections of logs stay open without a word."""
         self.followers = 0
         """Connections of logs that were ever made."""
+        self.lists = 0
+        """How often it was asked for all jobs."""
         self.address = ""
         self._token, self._limit = token, limit
 
@@ -95,6 +97,7 @@ class FakeJobServer:
         return web.json_response({"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": "s"})
 
     async def _list(self, request: web.Request) -> web.Response:
+        self.lists += 1
         return web.json_response([_details(job) for job in self.jobs.values()])
 
     async def _submit(self, request: web.Request) -> web.Response:

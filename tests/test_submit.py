@@ -421,8 +421,8 @@ def during(action: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def never() -> None:
-    raise AssertionError("nobody pressed Ctrl-C")
+def never(text: str) -> None:
+    raise AssertionError(f"nobody pressed Ctrl-C: {text}")
 
 
 def test_the_log_is_handed_on_as_it_is_written(server: FakeJobServer) -> None:
@@ -501,19 +501,98 @@ def test_the_first_interrupt_stops_the_job_and_goes_on_following(server: FakeJob
 
 def test_the_second_interrupt_leaves(server: FakeJobServer) -> None:
     """The job goes on."""
-    job, seen = server.job(), list[int]()
+    job, said = server.job(), list[str]()
 
     def work() -> None:
         until(lambda: server.followers)
         os.kill(os.getpid(), signal.SIGINT)
-        until(lambda: seen)
+        until(lambda: said)
         os.kill(os.getpid(), signal.SIGINT)
 
     worker = during(work)
     with pytest.raises(KeyboardInterrupt):
-        follow(JobServer.connect(server.address), "job-1", lambda text: None, lambda: seen.append(1))
+        follow(JobServer.connect(server.address), "job-1", lambda text: None, said.append)
     worker.join()
     assert job.status == "RUNNING"
+
+
+def test_the_first_interrupt_leaves_where_nothing_is_to_be_stopped(server: FakeJobServer) -> None:
+    """As for whoever only reads the log."""
+    job = server.job()
+
+    def work() -> None:
+        until(lambda: server.followers)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    worker = during(work)
+    with pytest.raises(KeyboardInterrupt):
+        follow(JobServer.connect(server.address), "job-1", lambda text: None)
+    worker.join()
+    assert job.stops == 0
+
+
+def test_a_stop_that_the_server_does_not_take_is_sent_again(server: FakeJobServer) -> None:
+    """Following goes on meanwhile, and it is said when the job was told."""
+    server.refused_stops = 2
+    job, said, written = server.job(), list[str](), list[str]()
+
+    def work() -> None:
+        until(lambda: server.followers)
+        os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: len(said) == 2)
+        job.end("STOPPED")
+
+    worker = during(work)
+    follow(JobServer.connect(server.address), "job-1", written.append, said.append)
+    worker.join()
+    assert (job.stops, server.refused_stops) == (1, 0)
+    assert said == ["stopping in order; Ctrl-C again leaves", "the job was told to stop, and ends by itself"]
+
+
+def test_a_stop_that_is_never_taken_is_told_with_what_to_do(
+    server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody believes that the job ends who is not told so."""
+    monkeypatch.setattr(job_log, "STOP_S", 0.0)
+    server.refused_stops = 1000
+    job, said, written = server.job(log="one\n"), list[str](), list[str]()
+
+    def work() -> None:
+        until(lambda: server.followers)
+        os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: len(said) == 2)
+        job.log += "two\n"
+        until(lambda: "two" in "".join(written))
+        job.end("SUCCEEDED", 0)
+
+    worker = during(work)
+    follow(JobServer.connect(server.address), "job-1", written.append, said.append)
+    worker.join()
+    assert "could not be told to stop" in said[1]
+    assert f"ray job stop --address {server.address} job-1" in said[1]
+
+
+def test_whoever_leaves_before_the_job_was_told_is_warned(
+    server: FakeJobServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the command that stops it."""
+    monkeypatch.setattr(job_log, "RETRY_S", 60.0)
+    server.refused_stops = 1
+    said = list[str]()
+    server.job()
+
+    def work() -> None:
+        until(lambda: server.followers)
+        os.kill(os.getpid(), signal.SIGINT)
+        until(lambda: not server.refused_stops)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    worker = during(work)
+    with pytest.raises(KeyboardInterrupt):
+        follow(JobServer.connect(server.address), "job-1", lambda text: None, said.append)
+    worker.join()
+    assert "may not have been told to stop" in said[1]
+    assert "ray job stop" in said[1]
 
 
 def test_waiting_for_the_end_of_a_job_is_bounded(server: FakeJobServer) -> None:

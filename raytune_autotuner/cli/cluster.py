@@ -106,9 +106,7 @@ def _follow(server: JobServer, submission_id: str) -> int:
     from raytune_autotuner.job_log import follow
     from raytune_autotuner.jobs import exit_code
 
-    def interrupted() -> None:
-        click.echo("stopping in order; Ctrl-C again leaves, and the job ends by itself", err=True)
-        server.stop(submission_id)
+    def say(text: str) -> None:
+        click.echo(text, err=True)
 
-    job = follow(server, submission_id, lambda text: click.echo(text, nl=False), interrupted)
-    return exit_code(job)
+    return exit_code(follow(server, submission_id, lambda text: click.echo(text, nl=False), say))

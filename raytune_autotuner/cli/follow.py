@@ -260,14 +260,10 @@ def _job_log(address: str, experiment: str, follow: bool) -> int:
         raise SpecError.single("", f"has no job of an experiment {experiment!r}", address)
     submission_id = str(attempts[0].submission_id)
     if follow:
-        follow_log(server, submission_id, _echo, _leave)
+        follow_log(server, submission_id, _echo)
     else:
         _echo(server.log(submission_id))
     return OK
-
-
-def _leave() -> None:
-    raise KeyboardInterrupt
 
 
 def _course(folder: ExperimentFolder, follow: bool) -> None:

@@ -48,6 +48,8 @@ class FakeJobServer:
         """Connections of logs that were ever made."""
         self.lists = 0
         """How often it was asked for all jobs."""
+        self.refused_stops = 0
+        """So many requests to stop a job are answered by an error."""
         self.address = ""
         self._token, self._limit = token, limit
 
@@ -112,6 +114,9 @@ class FakeJobServer:
         return web.json_response(_details(job)) if job else web.Response(status=404, text="does not exist")
 
     async def _stop(self, request: web.Request) -> web.Response:
+        if self.refused_stops:
+            self.refused_stops -= 1
+            return web.Response(status=500, text="the head is busy")
         self.jobs[request.match_info["job"]].stops += 1
         return web.json_response({"stopped": True})
 

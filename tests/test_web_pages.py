@@ -26,6 +26,7 @@ from raytune_autotuner.web.new_task import STARTS
 from raytune_autotuner.web.settings import Settings
 from raytune_autotuner.web.words import percent
 from tests.example_experiment import Example, build
+from tests.test_cli_cluster import done
 from tests.web_site import DONE, HERE, HTML, RUNNING, STOPPED, Starts, client, fill, texts
 
 
@@ -63,6 +64,14 @@ def test_an_experiment_that_cannot_be_read_spoils_no_list(folder: Path, tmp_path
     answer = asked.get("/experiments/broken")
     assert answer.status_code == 409
     assert "not JSON" in answer.text
+
+
+@pytest.mark.parametrize("file", ["task.json", "results.json"])
+def test_a_file_of_another_shape_spoils_no_list(file: str, tmp_path: Path) -> None:
+    """It is JSON, and not what is expected there."""
+    broken = done(tmp_path, "broken")
+    broken.folder.root.write(file, "[]")
+    assert not texts(client(tmp_path).get("/experiments").text, "broken", "unreadable")
 
 
 def test_an_empty_storage_says_what_to_do(tmp_path: Path) -> None:

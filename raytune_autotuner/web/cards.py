@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from raytune_autotuner import overview
-from raytune_autotuner.errors import SpecError, StorageFault
 from raytune_autotuner.objectives import goal
 from raytune_autotuner.records import Score
 from raytune_autotuner.storage import READERS
@@ -83,7 +82,7 @@ class Cards:
     def one(self, name: str) -> Card:
         try:
             return self._one(name)
-        except (SpecError, StorageFault, Unreadable, Unknown, ValueError, KeyError) as error:
+        except (*overview.UNREADABLE, Unreadable, Unknown) as error:
             return Card(name, version="unreadable", state="unreadable", reason=str(error))
 
     def _one(self, name: str) -> Card:

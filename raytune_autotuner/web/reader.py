@@ -126,7 +126,7 @@ class Reader:
         """
         try:
             return self._look()
-        except (SpecError, ValueError, KeyError, TypeError) as error:
+        except (SpecError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"{self.folder.name} cannot be read: {error}") from error
 
     def _look(self) -> Snapshot:

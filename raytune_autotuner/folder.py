@@ -13,7 +13,7 @@
         trials/<trial>/rungs/<k>.json           what rung k measured, written as soon as it is known
         trials/<trial>/engine/<k>.json          the engine's own metrics over the time of rung k
         trials/<trial>/record.json              the trial's end; absent while it runs
-        trials/<trial>/engine.log, rung-<k>/…   raw output, brought here after each rung and at the end
+        trials/<trial>/engine.log, rung-<k>/…   raw output; on a store it appears as it grows, whole at the end
         tensorboard/<trial>/…                   the same figures for TensorBoard
         results.json trials.csv                 made from the above, at any time
 """

@@ -22,13 +22,19 @@ _LOCK = ".lock"
 
 Mark = tuple[int, int]
 """Size and time of change of a file."""
+GROWN = 0.1
+"""A log is brought again when so much has been added to it: in all, some ten times its size are brought …"""
+QUIET_BYTES_PER_S = 1024 * 1024 / 60
+"""… or when bringing all of it again comes to no more than this."""
+QUIET_S = 60.0
+"""But not more often for that."""
 
 
 @dataclass
 class _Held:
     lock: int
-    brought: dict[Path, Mark] = field(default_factory=dict)
-    """What each file was like when it was brought elsewhere."""
+    brought: dict[Path, tuple[Mark, float]] = field(default_factory=dict)
+    """What each file was like when it was brought elsewhere, and when that was."""
     at: float = float("-inf")
 
 
@@ -45,23 +51,36 @@ def make() -> Path:
     return folder
 
 
-def changed(folder: Path) -> dict[Path, Mark]:
-    """The files in it that are new or have changed since they were ``brought``."""
+def changed(folder: Path, *, everything: bool = True) -> dict[Path, Mark]:
+    """The files in it that are new or have changed since they were ``brought``.
+
+    Unless ``everything`` is wanted, those logs are left out that have hardly grown.
+    """
     brought = _held[folder].brought if folder in _held else {}
     found: dict[Path, Mark] = {}
     for file in sorted(folder.rglob("*")):
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile
             facts = file.lstat()
             mark = (facts.st_size, facts.st_mtime_ns)
-            if stat.S_ISREG(facts.st_mode) and brought.get(file) != mark:
+            before, at = brought.get(file, (None, 0.0))
+            if not stat.S_ISREG(facts.st_mode) or before == mark:
+                continue
+            if everything or before is None or file.suffix != ".log" or _has_grown(before[0], mark[0], at):
                 found[file] = mark
     return found
+
+
+def _has_grown(before: int, size: int, at: float) -> bool:
+    """Whether a log is worth bringing whole once more."""
+    if size < before or size - before >= GROWN * before:
+        return True
+    return time.monotonic() - at >= max(QUIET_S, size / QUIET_BYTES_PER_S)
 
 
 def brought(folder: Path, file: Path, mark: Mark) -> None:
     """Remember that a file is where it should be, as it was at ``mark``."""
     if folder in _held:
-        _held[folder].brought[file] = mark
+        _held[folder].brought[file] = (mark, time.monotonic())
 
 
 def due(folder: Path, every_s: float) -> bool:

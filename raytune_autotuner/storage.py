@@ -232,14 +232,15 @@ class Storage:
     def keep(self, workdir: Path, path: str, *, last: bool = False, every_s: float = 0.0) -> None:
         """Bring what is new or has grown in a work folder to the storage, if that was not done lately.
 
-        ``last`` gives the folder up. Nothing to do where they are the same; what cannot be brought stays.
+        A log is brought whole, so not before it has grown by a part of its size, or after a while; and at the
+        ``last`` time, which gives the folder up. Nothing to do where they are the same; what cannot be brought stays.
 
         Raises:
             StorageFault: the storage refuses.
         """
         if self.is_local or not scratch.due(workdir, every_s):
             return
-        for file, mark in scratch.changed(workdir).items():
+        for file, mark in scratch.changed(workdir, everything=last).items():
             with contextlib.suppress(FileNotFoundError):  # removed meanwhile
                 self._upload(file, f"{path}/{file.relative_to(workdir).as_posix()}")
                 scratch.brought(workdir, file, mark)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -10,6 +11,7 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.storage import Storage
 
 CLIENT_LOG = "genai_bench.log"
+PART_BYTES = 1024 * 1024
 
 
 @dataclass
@@ -19,6 +21,9 @@ class Tail:
     folder: ExperimentFolder
     trial: str
     _shown: dict[str, int] = field(default_factory=dict)
+    """Bytes of each."""
+    _decoders: dict[str, codecs.IncrementalDecoder] = field(default_factory=dict)
+    """A character may be written in two parts."""
     _written: dict[str, datetime | None] = field(default_factory=dict)
     _last: str = ""
 
@@ -31,15 +36,19 @@ class Tail:
         for name in log_names(root):
             written = root.modified(name)
             if self._written.get(name) == written:
-                continue  # reading it again would cost a transfer
-            text = root.read(name)
-            if text is None:
-                continue
-            new, self._shown[name] = text[self._shown.get(name, 0) :], len(text)
+                continue  # asking for it would cost a request
             self._written[name] = written
-            if new:
+            for new in self._added(root, name):
                 yield new if self._last == name else f"==> {name} <==\n{new}"
                 self._last = name
+
+    def _added(self, root: Storage, name: str) -> Iterator[str]:
+        """What is new in a file, in parts; what was told is not read again."""
+        decoder = self._decoders.setdefault(name, codecs.getincrementaldecoder("utf-8")("replace"))
+        while data := root.read_from(name, self._shown.get(name, 0), PART_BYTES):
+            self._shown[name] = self._shown.get(name, 0) + len(data)
+            if new := decoder.decode(data):
+                yield new
 
 
 def log_names(root: Storage) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from raytune_autotuner import lock, sessions
+from raytune_autotuner import lock, sessions, trial_logs
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, follow, main
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.overview import Overview
@@ -19,6 +20,7 @@ from raytune_autotuner.records import TrialId, config_hash
 from raytune_autotuner.results import document, load_results, to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.trial import run as run_trial
+from raytune_autotuner.trial_logs import Tail
 from tests.fakes.job_server import FakeJobServer
 from tests.fakes.trials import FakeSetup
 from tests.test_experiment import fake_setup
@@ -221,13 +223,48 @@ def test_the_logs_of_a_trial_are_followed_to_its_end(tmp_path: Path) -> None:
     log = tmp_path / "exp" / "trials" / state.trial.name / "engine.log"
     log.write_text("one\n")
     results: list[Result] = []
-    following = during(lambda: results.append(invoke(tmp_path, "logs", "-f", "exp", "0")))
-    with log.open("a") as file:
-        file.write("two\n")
-    assert not results
-    setup.folder.save_record(record)
-    following.join()
+    with lock.hold(setup.folder.root, lost=lambda reason: None):
+        following = during(lambda: results.append(invoke(tmp_path, "logs", "-f", "exp", "0")))
+        with log.open("a") as file:
+            file.write("two\n")
+        assert not results
+        setup.folder.save_record(record)
+        following.join()
     assert results[0].output.splitlines() == ["==> engine.log <==", "one", "two"]
+
+
+def test_the_logs_of_a_trial_that_nobody_runs_any_more_are_not_followed_for_ever(tmp_path: Path) -> None:
+    """After SIGKILL of the driver no end of the trial is ever written."""
+    setup = killed(tmp_path, "exp")
+    (state,) = setup.folder.states()
+    setup.folder.delete_record(state.trial)
+    (tmp_path / "exp" / "trials" / state.trial.name / "engine.log").write_text("one\n")
+    result = invoke(tmp_path, "logs", "-f", "exp", "0")
+    assert result.exit_code == OK
+    assert result.stdout.splitlines() == ["==> engine.log <==", "one"]
+    assert "nobody runs exp any more" in result.stderr
+
+
+def test_only_what_is_new_in_a_log_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In parts; a character that was cut in two is whole again."""
+    monkeypatch.setattr(trial_logs, "PART_BYTES", 4)
+    setup = killed(tmp_path, "exp")
+    name = setup.folder.trial_names()[0]
+    tail, log = Tail(setup.folder, name), tmp_path / "exp" / "trials" / name / "engine.log"
+    log.write_bytes("one ü".encode()[:-1])
+    assert "".join(tail.news()) == "==> engine.log <==\none "
+    asked: list[int] = []
+
+    def read_from(storage: Storage, path: str, start: int, limit: int) -> bytes:
+        asked.append(start)
+        return before(storage, path, start, limit)
+
+    before = Storage.read_from
+    monkeypatch.setattr(Storage, "read_from", read_from)
+    log.write_bytes("one ü two".encode())
+    os.utime(log, (1, 1))
+    assert "".join(tail.news()) == "ü two"
+    assert min(asked) == 5
 
 
 def test_the_course_of_an_experiment_is_followed_to_its_end(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from raytune_autotuner import scratch
 from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.folder import STOP_SEEN_AFTER_S, ExperimentFolder
 from raytune_autotuner.loopback import free_port
@@ -182,6 +183,46 @@ def test_a_work_folder_is_brought_now_and_then(server: S3Server, monkeypatch: py
     (folder / "engine.log").write_text("abcd")
     store.keep(folder, "t", last=True)
     assert store.read("t/engine.log") == "abcd"
+
+
+def test_a_log_that_has_hardly_grown_is_not_brought_again(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would be brought whole: what is brought in all is a small multiple of its size. Other files are brought."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    store = at(server, "growing")
+    folder = store.workdir("t")
+    for size, later_s, expected in (
+        (1000, 0, 1000),
+        (1099, 15, 1000),
+        (1100, 1, 1100),
+        (1101, 59, 1100),
+        (1102, 1, 1102),
+    ):
+        (folder / "engine.log").write_text("x" * size)
+        (folder / "out.json").write_text("x" * size)
+        now[0] += later_s
+        store.keep(folder, "t")
+        assert (store.size("t/engine.log"), store.size("t/out.json")) == (expected, size)
+    (folder / "engine.log").write_text("x" * 1103)
+    store.keep(folder, "t", last=True)
+    assert store.size("t/engine.log") == 1103
+
+
+def test_bringing_a_growing_log_costs_a_small_multiple_of_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at every 15 s for eight hours."""
+    now, whole = [0.0], 64 * 1024 * 1024
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    folder = scratch.make()
+    log, total = folder / "engine.log", 0
+    for step in range(1, 1921):
+        now[0] += 15
+        with log.open("ab") as file:
+            file.truncate(whole * step // 1920)
+        for file, mark in scratch.changed(folder, everything=False).items():
+            total += mark[0]
+            scratch.brought(folder, file, mark)
+    scratch.remove(folder)
+    assert whole < total < 20 * whole
 
 
 def test_what_the_store_refused_is_brought_the_next_time(server: S3Server) -> None:

@@ -95,7 +95,7 @@ def status(experiment: str | None, storage: str, address: str | None, watch: boo
 @click.argument("trial", required=False)
 @storage_option
 @address_option()
-@click.option("-f", "--follow", "follow", is_flag=True, help="Go on until the experiment, or the trial, is over.")
+@click.option("-f", "--follow", "follow", is_flag=True, help="Go on until the trial, or the experiment, is over.")
 @exit_codes
 def logs(experiment: str, trial: str | None, storage: str, address: str | None, follow: bool) -> int:
     """Print what an experiment says, or the logs of one of its TRIALs (its name or number).
@@ -276,14 +276,19 @@ def _course(folder: ExperimentFolder, follow: bool) -> None:
 
 
 def _trial_logs(folder: ExperimentFolder, trial: str, follow: bool) -> None:
+    from raytune_autotuner import overview
     from raytune_autotuner.trial_logs import Tail
 
     tail = Tail(folder, trial)
     while True:
-        last_look = not follow or tail.is_over()
+        alone = follow and overview.is_over(folder)  # asked first: whoever ends the experiment ends the trial before
+        ended = tail.is_over()
         for text in tail.news():
             _echo(text)
-        if last_look:
+        if ended or not follow:
+            return
+        if alone:
+            click.echo(f"nobody runs {folder.name} any more, and {trial} has not ended", err=True)
             return
         time.sleep(LOOK_S)
 

@@ -5,6 +5,7 @@ Looked at before anything is created, held by the anchor while the experiment ru
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ from raytune_autotuner.kube import BASE_MODEL, CLUSTER_BASE_MODEL, NODE, Cluster
 from raytune_autotuner.packing import GpuNode, Need, pods
 from raytune_autotuner.records import Parameters, TrialId
 from raytune_autotuner.task.spec import Task
+
+logger = logging.getLogger(__name__)
 
 SWEEP_S = 300.0
 DOCTOR_S = 5.0
@@ -103,7 +106,7 @@ class Ome:
         held = Anchor.create(cluster, namespace, folder.name, folder.root.location(), folder.own_id())
         with held as anchor:  # first, or its own would be orphans
             try:
-                recovery.remove(cluster, recovery.find_orphans(cluster, namespace), Deadline.after(SWEEP_S))
+                _remove_orphans(cluster, namespace)
                 recovery.sweep(anchor, Deadline.after(SWEEP_S), open)
                 owner = anchor.owner_reference()
                 yield replace(self, settings=replace(self.settings, owner=owner), experiment=folder.name)
@@ -111,6 +114,17 @@ class Ome:
                 for trial in recovery.sweep(anchor, Deadline.after(SWEEP_S)):
                     ended(trial)
                 anchor.delete()
+
+
+def _remove_orphans(cluster: Cluster, namespace: str) -> None:
+    """What other experiments have left; where it cannot be removed, that is no reason not to begin."""
+    deadline = Deadline.after(SWEEP_S)
+    orphans = recovery.find_orphans(cluster, namespace)
+    for experiment in dict.fromkeys(orphan.experiment for orphan in orphans):
+        try:
+            recovery.remove(cluster, [orphan for orphan in orphans if orphan.experiment == experiment], deadline)
+        except AutotunerError as error:
+            logger.warning("what experiment %s has left cannot be removed: %s", experiment, error)
 
 
 def connect(task: Task) -> Cluster:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +16,16 @@ from ray.exceptions import RayError
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault
 
+logger = logging.getLogger(__name__)
+
 NODE_VARIABLE = "RAYTUNE_AUTOTUNER_NODE"
 """In the environment of a Ray node: the Kubernetes node that it is on (by the downward API)."""
 NODE_LABEL = "ray.io/node-id"
 """Ray gives it to each of its nodes."""
 NAMES_S = 120.0
 """For a worker process to start on each node and say where it is; several seconds on a busy one."""
+AGAIN_S = 300.0
+"""After so long a node that did not answer is asked again."""
 WAITING = {
     "INFEASIBLE": "no node could ever hold it",
     "NO_RESOURCES": "no node has that free now",
@@ -61,13 +66,15 @@ class _Question:
 
 
 class RayNodes:
-    """The nodes, each asked once which Kubernetes node it is on if it has the resource ``named``. For one thread."""
+    """The nodes, each asked which Kubernetes node it is on if it has the resource ``named``. For one thread."""
 
     def __init__(self, named: str, patience_s: float = NAMES_S) -> None:
         self._named = named
         self._patience_s = patience_s
         self._names: dict[str, str | None] = {}
         self._asked: dict[str, _Question] = {}
+        self._silent: dict[str, Deadline] = {}
+        """Nodes that did not answer, and go without a name until they are asked again."""
 
     def read(self, *, wait: bool = False) -> list[RayNode]:
         """The nodes as they are now, without those that have not said yet where they are, unless told to ``wait``.
@@ -83,13 +90,15 @@ class RayNodes:
         return [
             RayNode(name, told["NodeManagerHostname"], told["Resources"], left.get(name, {}), self._names.get(name))
             for name, told in sorted(alive.items())
-            if name not in self._asked
+            if name not in self._asked or name in self._silent
         ]
 
     def _ask(self, alive: Mapping[str, Mapping[str, Any]]) -> None:
         self._asked = {node: question for node, question in self._asked.items() if node in alive}
+        self._silent = {node: again for node, again in self._silent.items() if node in alive}
+        later = {node for node, again in self._silent.items() if not again.expired}
         for node, told in alive.items():
-            if self._named in told["Resources"] and node not in self._asked and node not in self._names:
+            if self._named in told["Resources"] and not any(node in them for them in (self._asked, self._names, later)):
                 answer = _where.options(label_selector={NODE_LABEL: node}).remote()
                 self._asked[node] = _Question(answer, Deadline.after(self._patience_s))
 
@@ -97,16 +106,28 @@ class RayNodes:
         answers = [question.answer for question in self._asked.values()]
         if not answers:
             return
-        longest = max(question.deadline.remaining() for question in self._asked.values())
+        new = [question for node, question in self._asked.items() if node not in self._silent]
+        longest = max((question.deadline.remaining() for question in new), default=0.0)
         ready, _ = ray.wait(answers, num_returns=len(answers), timeout=longest if wait else 0.0)
         for node, question in list(self._asked.items()):
             if question.answer in ready:
                 self._names[node] = _name(question.answer)
+                self._silent.pop(node, None)
                 del self._asked[node]
             elif question.deadline.expired:
                 ray.cancel(question.answer, force=True)
-                self._names[node] = None
+                self._give_up(node)
                 del self._asked[node]
+
+    def _give_up(self, node: str) -> None:
+        """For now; a busy node answers later."""
+        if node not in self._silent:
+            logger.warning(
+                "Ray node %s has not said in %.0f s which Kubernetes node it is on; services are not pinned to it "
+                "until it does",
+                *(node[:6], self._patience_s),
+            )
+        self._silent[node] = Deadline.after(AGAIN_S)
 
 
 def unplaced() -> list[Unplaced]:

@@ -12,7 +12,7 @@ from raytune_autotuner import ome_site, recovery
 from raytune_autotuner.anchor import labels
 from raytune_autotuner.backends.ome_runtime import parse_runtime
 from raytune_autotuner.engines.engine import load_engine
-from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.errors import EnvironmentFault, SpecError, TransientError
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import INFERENCE_SERVICE
 from raytune_autotuner.packing import Need
@@ -152,3 +152,32 @@ def test_another_machine_with_the_same_path_removes_nothing(monkeypatch: pytest.
         with refused, site.held(there, [], lambda trial: None):
             pass
         assert cluster.objects(INFERENCE_SERVICE) == ["live"]
+
+
+def test_what_another_experiment_cannot_let_go_of_is_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """With its name: nobody could begin in that namespace else. What is ours and stays is an error."""
+    cluster, settings = FakeCluster(), ome_site._settings(task(), runtime(), SGLANG)
+    monkeypatch.setattr(recovery, "POLL_S", 0.0)
+    monkeypatch.setattr(ome_site, "SWEEP_S", 0.0)
+    monkeypatch.setattr(ome_site, "connect", lambda task: cluster)
+    folder, trial = ExperimentFolder(Storage(str(tmp_path)), "exp"), TrialId("search", "aaaaaaaaaaaa")
+
+    def leave(experiment: str, name: str) -> None:
+        meta = {"name": name, "namespace": settings.namespace, "labels": labels(experiment, trial)}
+        cluster.create(INFERENCE_SERVICE, {"metadata": meta})
+
+    cluster.undying = {"stuck", "ours"}
+    leave("broken", "stuck")
+    leave("killed", "left")
+    with ome_site.Ome(task(), settings).held(folder, [], lambda trial: None):
+        assert cluster.objects(INFERENCE_SERVICE) == ["stuck"]
+    assert "experiment broken has left" in caplog.text
+    assert "InferenceService stuck" in caplog.text
+    leave("exp", "ours")
+    with (
+        pytest.raises(TransientError, match="InferenceService ours"),
+        ome_site.Ome(task(), settings).held(folder, [], lambda trial: None),
+    ):
+        pass

@@ -10,6 +10,7 @@ import pytest
 import ray
 from ray._private import state
 
+from raytune_autotuner import ray_nodes
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.line import Line
 from raytune_autotuner.packing import GpuNode, Need, Placement
@@ -197,13 +198,19 @@ def test_each_node_says_where_it_is(places: Places) -> None:
     assert places.pool().free == {"gpu-1": 8, "gpu-2": 8}
 
 
-def test_a_node_that_does_not_answer_in_time_stays_unnamed(
-    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+def test_a_node_that_does_not_answer_in_time_is_asked_again(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The question is given up; nothing waits for ever."""
-    monkeypatch.setattr(ray, "wait", lambda answers, **options: ([], answers))  # as if no worker had started yet
-    named = Places.of(RayNodes(OME_GPU, patience_s=0.0).read(wait=True)).by_name
-    assert [place.kubernetes for place in named.values()] == [None, None]
+    """Nothing waits for ever: it is used without a name until then, with one warning."""
+    monkeypatch.setattr(ray_nodes, "AGAIN_S", 0.0)
+    nodes = RayNodes(OME_GPU, patience_s=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "wait", lambda answers, **options: ([], answers))  # as if no worker had started yet
+        for _ in range(2):
+            assert [place.kubernetes for place in Places.of(nodes.read(wait=True)).by_name.values()] == [None, None]
+    assert len([each for each in caplog.messages if "has not said" in each]) == 2  # one for each node
+    nodes._patience_s = 60.0
+    until(lambda: set(Places.of(nodes.read()).by_name) == {"gpu-1", "gpu-2"}, 60)
 
 
 def test_a_node_joins_when_it_has_said_where_it_is(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:

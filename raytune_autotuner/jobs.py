@@ -112,14 +112,15 @@ class JobServer:
 
     def attempts(self, experiment: str) -> list[JobDetails]:
         """The jobs of an experiment, the newest first."""
-        return [job for job in self._jobs() if experiment_of(job) == experiment]
+        return [job for job in self.jobs() if experiment_of(job) == experiment]
 
     def newest(self) -> dict[str, JobDetails]:
         """Of each experiment that there is a job of the newest one, the newest of all first."""
-        named = [(name, job) for job in self._jobs() if (name := experiment_of(job))]
+        named = [(name, job) for job in self.jobs() if (name := experiment_of(job))]
         return {name: next(job for each, job in named if each == name) for name, _ in named}
 
-    def _jobs(self) -> list[JobDetails]:
+    def jobs(self) -> list[JobDetails]:
+        """All that were handed in, the newest first."""
         with _faults(self.address):
             jobs = self.client.list_jobs()
         return sorted((job for job in jobs if job.submission_id), key=lambda job: -(job.start_time or 0))
@@ -147,6 +148,16 @@ def until_ended(server: JobServer, submission_id: str, seconds: float) -> bool:
             return False
         time.sleep(RETRY_S)
     return True
+
+
+def stop_all(address: str, seconds: float) -> None:
+    """Stop every job of a cluster that is about to go, and wait for their end: Ray would kill them without a word."""
+    server, deadline = JobServer.connect(address), Deadline.after(seconds)
+    ids = [str(job.submission_id) for job in alive(server.jobs())]
+    for submission_id in ids:
+        server.stop(submission_id)
+    for submission_id in ids:
+        until_ended(server, submission_id, deadline.remaining())
 
 
 def exit_code(job: JobDetails) -> int:

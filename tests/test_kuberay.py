@@ -14,9 +14,12 @@ import pytest
 import yaml
 from click.testing import CliRunner
 from kubernetes import client
+from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 
+from raytune_autotuner import jobs
 from raytune_autotuner.cli import main
-from raytune_autotuner.submit import STOP_VARIABLE
+from raytune_autotuner.submit import STOP_VARIABLE, stop_wait_s
+from raytune_autotuner.task.spec import parse_task
 from tests.emulator.api import schema
 
 ROOT = Path(__file__).parent.parent
@@ -204,3 +207,24 @@ def test_the_job_ends_in_order_and_goes_on_after_an_accident() -> None:
     assert any(task.startswith(mount["mountPath"]) for mount in mounts)
     missing = CliRunner().invoke(main, [command, "no-such-file.yaml", *options])
     assert "no-such-file.yaml" in missing.stderr  # the options were understood
+
+
+def test_whoever_deletes_the_cluster_ends_its_experiments_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would kill the drivers; there is time for the longest end that `submit` grants, and for Ray's own."""
+    pod = document("raycluster.yaml")["spec"]["headGroupSpec"]["template"]["spec"]
+    python, flag, code = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
+    asked: list[tuple[str, float]] = []
+    monkeypatch.setattr(jobs, "stop_all", lambda address, seconds: asked.append((address, seconds)))
+    exec(code, {})
+    ((address, seconds),) = asked
+    assert (python, flag, address) == ("python", "-c", "http://127.0.0.1:8265")
+    task = parse_task(yaml.safe_load((ROOT / "configs" / "simple_task.json").read_text()), "task")
+    assert stop_wait_s(task) < seconds
+    assert seconds + RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S < pod["terminationGracePeriodSeconds"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_names_what_it_needs_first(name: str) -> None:
+    """Without the cleaner, what a killed driver leaves would hold its GPUs for ever."""
+    head = (CONFIGS / name).read_text().split("kubectl", maxsplit=1)[0]
+    assert all(file in head for file in ("namespace.yaml", "rbac.yaml", "gc-cronjob.yaml"))

@@ -21,7 +21,7 @@ from raytune_autotuner import __version__, job_log, ome_site, resources, shippin
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, INTERRUPTED, NOTHING_FEASIBLE, OK, main
 from raytune_autotuner.errors import EnvironmentFault, SpecError, TransientError
 from raytune_autotuner.job_log import follow
-from raytune_autotuner.jobs import JobServer, exit_code, until_ended
+from raytune_autotuner.jobs import JobServer, exit_code, stop_all, until_ended
 from raytune_autotuner.planning.checks import load_checked
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes import tiny_tokenizer
@@ -601,6 +601,24 @@ def test_waiting_for_the_end_of_a_job_is_bounded(server: FakeJobServer) -> None:
     assert not until_ended(known, "job-1", 0.0)
     job.end("STOPPED")
     assert until_ended(known, "job-1", 0.0)
+
+
+def test_all_jobs_of_a_cluster_that_goes_are_stopped(server: FakeJobServer) -> None:
+    """Those that wait too; it is waited for their end, and not for ever."""
+    running, waiting, over = server.job("a"), server.job("b", status="PENDING"), server.job("c", status="FAILED")
+
+    def obey() -> None:
+        until(lambda: running.stops and waiting.stops)
+        running.end("STOPPED")
+        waiting.end("STOPPED")
+
+    worker = during(obey)
+    stop_all(server.address, 60.0)
+    worker.join()
+    assert (running.stops, waiting.stops, over.stops) == (1, 1, 0)
+    stubborn = server.job("d")
+    stop_all(server.address, 0.0)
+    assert stubborn.stops == 1
 
 
 def test_the_attempts_of_an_experiment_are_told_the_newest_first(server: FakeJobServer) -> None:

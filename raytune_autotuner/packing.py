@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -177,6 +177,22 @@ class Pool:
         self._others = {node: max(0, in_use - self._used.get(node, 0)) for node, in_use in gpus.items()}
         ours = self._used_cpus()
         self._others_cpus = {host: max(0.0, in_use - ours.get(host, 0.0)) for host, in_use in (cpus or {}).items()}
+        self._recount()
+
+    def lingers(self, placement: Placement) -> bool:
+        """Whether others seem to hold something where this was, so that it may not have been given back yet."""
+        home = self._host(placement.home)
+        return self._others_cpus.get(home, 0.0) > DUST or any(self._others.get(node, 0) for node in placement.nodes)
+
+    def forgive(self, placements: Iterable[Placement]) -> None:
+        """Take these out of what others seem to hold, until the next ``set_in_use``."""
+        gpus, cpus = dict(self._others), dict(self._others_cpus)
+        for placement in placements:
+            home = self._host(placement.home)
+            cpus[home] = max(0.0, cpus.get(home, 0.0) - placement.cpus)
+            for node, share in placement.shares:
+                gpus[node] = max(0, gpus.get(node, 0) - share)
+        self._others, self._others_cpus = gpus, cpus
         self._recount()
 
     def to_clear(self, need: Need) -> Mapping[str, int] | None:

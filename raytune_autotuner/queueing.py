@@ -23,7 +23,7 @@ LOOK_S = 1.0
 """So often the pool is told what others hold and which nodes there are."""
 HOPE_S = 600.0
 """So long a node that is needed may be away."""
-PLACING_S = 30.0
+PLACING_S = 60.0
 """Ray places a reservation at once, unless another job was faster: then it goes back into the line."""
 
 
@@ -55,6 +55,8 @@ class PlacedQueue:
         self._reclaimed: deque[tuple[Proposal, Placement]] = deque()
         """Trials of before that go on where their service still is."""
         self._held: dict[str, Placement] = {}
+        self._lingering: list[Placement] = []
+        """Those of trials that have ended, which Ray may still hold."""
         self._started_at: dict[str, float] = {}
         self._unplaced: Sequence[Unplaced] = ()
         self._looked_at_unplaced = float("-inf")
@@ -98,6 +100,9 @@ class PlacedQueue:
 
     def start(self) -> Proposal | None:
         found = self._reclaimed.popleft() if self._reclaimed else self._line.start_next(self._pool)
+        if found is None and self._line and not self._held:
+            self._pool.forgive(self._lingering)  # Tune, with nothing to run, gives them back when it has something
+            found = self._line.start_next(self._pool)
         self._report()
         if found is None:
             return None
@@ -112,6 +117,7 @@ class PlacedQueue:
         del self._started_at[name]
         self._unfinished.pop(name, None)
         self._pool.release(placement)
+        self._lingering.append(placement)
         if elsewhere:
             self._avoided[name] = self._avoided.get(name, frozenset()) | set(placement.nodes)
 
@@ -160,6 +166,7 @@ class PlacedQueue:
             self._looked = self._clock()
             self._places = self._look_at_nodes()
             self._places.update(self._pool)
+            self._lingering = [each for each in self._lingering if self._pool.lingers(each)]
             self._give_up_hope()
 
     def _give_up_hope(self) -> None:

@@ -236,6 +236,47 @@ def test_a_reservation_that_another_job_was_faster_for_is_lost() -> None:
     assert place(queue.start()).node != place(started).node
 
 
+def test_what_the_last_trial_has_not_given_back_yet_is_waited_for_in_ray() -> None:
+    """Tune gives it back when it is given another trial; only what others hold is waited for in the line."""
+    cluster = Cluster({"gpu-1": 8})
+    queue = cluster.queue()
+    queue.add(proposal(8))
+    started = queue.start()
+    assert started is not None
+    cluster.taken = {"gpu-1": 8}
+    cluster.later(queue)
+    queue.release(started)
+    cluster.later(queue)
+    queue.add(proposal(8, 1))
+    second = queue.start()
+    assert place(second).node == "gpu-1"
+    assert second is not None
+    queue.release(second)
+    cluster.taken = {}
+    cluster.later(queue)
+    cluster.taken = {"gpu-1": 8}
+    cluster.later(queue)
+    queue.add(proposal(8, 2))
+    assert queue.start() is None
+
+
+def test_the_cpus_of_the_last_trial_are_waited_for_in_ray() -> None:
+    """Where engines need no GPU, a trial has the machine to itself."""
+    left = {"CPU": 8.0}
+    nodes = lambda: [RayNode("r", "host", {"CPU": 8.0}, dict(left))]  # noqa: E731
+    seconds = [0.0]
+    queue = PlacedQueue(lambda: Places.of(nodes(), "GPU"), lambda p: Local().need(0), clock=lambda: seconds[0])
+    queue.add(proposal(1))
+    started = queue.start()
+    assert started is not None
+    left["CPU"] = 0.0
+    queue.release(started)
+    seconds[0] += 2
+    queue.wants_more()
+    queue.add(proposal(1, 1))
+    assert queue.start() is not None
+
+
 def test_a_reservation_that_ray_has_placed_is_not_lost() -> None:
     """However long its worker takes to start, and whatever others wait for."""
     cluster = Cluster(unplaced=[Unplaced(({"CPU": 1.0, "ome_gpu": 8.0},), "no node has that free now")])

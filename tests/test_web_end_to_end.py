@@ -38,6 +38,7 @@ def test_from_the_form_to_the_manifest(tmp_path: Path) -> None:
             browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
             page = browser.new_page(base_url=address)
             page.set_default_timeout(WAIT_MS)
+            page.on("dialog", lambda asked: asked.accept())  # whether it is really to be stopped
             page.goto("/new?start=local")
             page.locator("#text").fill(text)
             page.locator("[name='task_name'][value='e2e']").wait_for()

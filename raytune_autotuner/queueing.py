@@ -23,6 +23,8 @@ LOOK_S = 1.0
 """So often the pool is told what others hold and which nodes there are."""
 HOPE_S = 600.0
 """So long a node that is needed may be away."""
+LINGER_S = 600.0
+"""So long the teardown of a trial that was stopped early may take."""
 PLACING_S = 60.0
 """Ray places a reservation at once, unless another job was faster: then it goes back into the line."""
 
@@ -55,8 +57,8 @@ class PlacedQueue:
         self._reclaimed: deque[tuple[Proposal, Placement]] = deque()
         """Trials of before that go on where their service still is."""
         self._held: dict[str, Placement] = {}
-        self._lingering: list[Placement] = []
-        """Those of trials that have ended, which Ray may still hold."""
+        self._lingering: list[tuple[Placement, float]] = []
+        """Those of trials that have ended, which Ray may still hold, and since when."""
         self._started_at: dict[str, float] = {}
         self._unplaced: Sequence[Unplaced] = ()
         self._looked_at_unplaced = float("-inf")
@@ -101,7 +103,8 @@ class PlacedQueue:
     def start(self) -> Proposal | None:
         found = self._reclaimed.popleft() if self._reclaimed else self._line.start_next(self._pool)
         if found is None and self._line and not self._held:
-            self._pool.forgive(self._lingering)  # Tune, with nothing to run, gives them back when it has something
+            # Tune, with nothing to run, gives back what has ended only when it has something again
+            self._pool.forgive(placement for placement, _ in self._lingering)
             found = self._line.start_next(self._pool)
         self._report()
         if found is None:
@@ -114,10 +117,11 @@ class PlacedQueue:
     def release(self, proposal: Proposal, *, elsewhere: bool = False) -> None:
         name = proposal.trial.name
         placement = self._held.pop(name)
+        if not self._is_unplaced(name, Reservation.from_dict(proposal.place)):
+            self._lingering.append((placement, self._clock()))
         del self._started_at[name]
         self._unfinished.pop(name, None)
         self._pool.release(placement)
-        self._lingering.append(placement)
         if elsewhere:
             self._avoided[name] = self._avoided.get(name, frozenset()) | set(placement.nodes)
 
@@ -166,8 +170,12 @@ class PlacedQueue:
             self._looked = self._clock()
             self._places = self._look_at_nodes()
             self._places.update(self._pool)
-            self._lingering = [each for each in self._lingering if self._pool.lingers(each)]
+            self._lingering = [each for each in self._lingering if self._may_linger(*each)]
             self._give_up_hope()
+
+    def _may_linger(self, placement: Placement, ended_at: float) -> bool:
+        """Something that runs keeps Tune busy, which then gives back what it has; what is left is others'."""
+        return self._pool.lingers(placement) and not (self._held and self._clock() - ended_at > LINGER_S)
 
     def _give_up_hope(self) -> None:
         """Nothing waits for ever: when nothing can run any more, somebody has to be told.

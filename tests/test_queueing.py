@@ -10,7 +10,7 @@ import pytest
 from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.packing import Need
 from raytune_autotuner.proposal import Proposal
-from raytune_autotuner.queueing import HOPE_S, PLACING_S, PlacedQueue
+from raytune_autotuner.queueing import HOPE_S, LINGER_S, PLACING_S, PlacedQueue
 from raytune_autotuner.ray_nodes import RayNode, Unplaced
 from raytune_autotuner.records import Parameters, TrialId, config_hash
 from raytune_autotuner.reservation import Places, Reservation
@@ -257,6 +257,30 @@ def test_what_the_last_trial_has_not_given_back_yet_is_waited_for_in_ray() -> No
     cluster.taken = {"gpu-1": 8}
     cluster.later(queue)
     queue.add(proposal(8, 2))
+    assert queue.start() is None
+
+
+def test_what_others_hold_is_not_taken_for_ours_for_ever() -> None:
+    """What ended long ago, while something else ran, has been given back; so has what Ray never placed."""
+    cluster = Cluster({"gpu-1": 8, "gpu-2": 4})
+    queue = cluster.queue()
+    queue.add(proposal(8, 0))
+    first = queue.start()
+    assert first is not None
+    queue.release(first)
+    cluster.taken = {"gpu-1": 8}  # by another job, at once
+    queue.add(proposal(4, 1))
+    cluster.later(queue)
+    second = queue.start()
+    assert second is not None
+    assert place(second).node == "gpu-2"
+    cluster.later(queue, LINGER_S + 1)
+    cluster.unplaced = [Unplaced(place(second).bundles, "no node has that free now")]
+    queue.release(second)
+    cluster.taken = {"gpu-1": 8, "gpu-2": 4}
+    cluster.later(queue)
+    queue.add(proposal(8, 2))
+    queue.add(proposal(4, 3))
     assert queue.start() is None
 
 

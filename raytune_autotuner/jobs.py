@@ -19,6 +19,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 
+logger = logging.getLogger(__name__)
 REQUEST_S = 60.0
 RETRY_S = 1.0
 OVERRIDES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
@@ -155,7 +156,10 @@ def stop_all(address: str, seconds: float) -> None:
     server, deadline = JobServer.connect(address), Deadline.after(seconds)
     ids = [str(job.submission_id) for job in alive(server.jobs())]
     for submission_id in ids:
-        server.stop(submission_id)
+        try:
+            server.stop(submission_id)
+        except EnvironmentFault as fault:  # the others are to be told all the same
+            logger.warning("job %s could not be told to stop: %s", submission_id, fault)
     for submission_id in ids:
         until_ended(server, submission_id, deadline.remaining())
 

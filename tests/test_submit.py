@@ -619,6 +619,10 @@ def test_all_jobs_of_a_cluster_that_goes_are_stopped(server: FakeJobServer) -> N
     stubborn = server.job("d")
     stop_all(server.address, 0.0)
     assert stubborn.stops == 1
+    server.refused_stops = 1
+    other = server.job("e")
+    stop_all(server.address, 0.0)
+    assert stubborn.stops + other.stops == 2, "one could not be told, the other was"
 
 
 def test_the_attempts_of_an_experiment_are_told_the_newest_first(server: FakeJobServer) -> None:

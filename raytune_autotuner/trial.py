@@ -256,9 +256,9 @@ class Trial:
             notes=found.notes,
             cut=found.cut,
         )
+        self._folder.save_rung(self.job.trial, record)  # first: a full disk must not cost what was measured
         if (series := scrape.series()) is not None:
             self._folder.save_engine_series(self.job.trial, rung.index, series)
-        self._folder.save_rung(self.job.trial, record)
         return record
 
     def _reset(self, endpoint: Endpoint) -> str | None:

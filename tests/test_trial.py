@@ -331,6 +331,22 @@ def test_a_storage_that_fails_ends_the_engine_all_the_same(tmp_path: Path, monke
     assert not backend.running
 
 
+def test_a_measured_rung_is_kept_whatever_else_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's metrics over time come after it."""
+
+    def full(*_: object) -> None:
+        raise StorageFault("No space left on device")
+
+    monkeypatch.setattr(EngineMetrics, "series", lambda scrape: EngineSeries((), {}, ()))
+    monkeypatch.setattr(ExperimentFolder, "save_engine_series", full)
+    trial, _, _ = make_trial(tmp_path)
+    with pytest.raises(StorageFault):
+        trial.step()
+    assert [p.name for p in tmp_path.glob("exp/trials/*/rungs/*")] == ["0.json"]
+
+
 def begin_session(tmp_path: Path, number: int) -> None:
     Storage(str(tmp_path)).sub("exp").write(session_file(number), "{}")
 

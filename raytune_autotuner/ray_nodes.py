@@ -111,21 +111,30 @@ class RayNodes:
         ready, _ = ray.wait(answers, num_returns=len(answers), timeout=longest if wait else 0.0)
         for node, question in list(self._asked.items()):
             if question.answer in ready:
-                self._names[node] = _name(question.answer)
-                self._silent.pop(node, None)
-                del self._asked[node]
+                self._hear(node, question.answer)
             elif question.deadline.expired:
-                ray.cancel(question.answer, force=True)
-                self._give_up(node)
-                del self._asked[node]
+                ray.cancel(question.answer)  # by force it could end the worker that the next question went to
+                self._give_up(node, f"in {self._patience_s:.0f} s")
+            else:
+                continue
+            del self._asked[node]
 
-    def _give_up(self, node: str) -> None:
+    def _hear(self, node: str, answer: ray.ObjectRef[str | None]) -> None:
+        """A node whose environment does not say it stays without a name: nothing is pinned to it in Kubernetes."""
+        try:
+            self._names[node] = ray.get(answer) or None
+        except RayError as error:
+            self._give_up(node, f"({type(error).__name__})")
+        else:
+            self._silent.pop(node, None)
+
+    def _give_up(self, node: str, why: str) -> None:
         """For now; a busy node answers later."""
         if node not in self._silent:
             logger.warning(
-                "Ray node %s has not said in %.0f s which Kubernetes node it is on; services are not pinned to it "
+                "Ray node %s has not said %s which Kubernetes node it is on; services are not pinned to it "
                 "until it does",
-                *(node[:6], self._patience_s),
+                *(node[:6], why),
             )
         self._silent[node] = Deadline.after(AGAIN_S)
 
@@ -149,14 +158,6 @@ def _unplaced(group: Mapping[str, Any]) -> Unplaced:
 @ray.remote(num_cpus=0, max_retries=0)
 def _where() -> str | None:
     return os.environ.get(NODE_VARIABLE)
-
-
-def _name(answer: ray.ObjectRef[str | None]) -> str | None:
-    """A node that cannot say it stays without a name: nothing is pinned to it in Kubernetes."""
-    try:
-        return ray.get(answer) or None
-    except RayError:
-        return None
 
 
 @contextmanager

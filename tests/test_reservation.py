@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -173,6 +174,11 @@ def test_two_ray_nodes_on_one_kubernetes_node_are_not_both_used() -> None:
     ]
 
 
+@ray.remote(num_cpus=0, max_retries=0)
+def _dies() -> None:
+    os._exit(1)
+
+
 # A real cluster: a head without CPUs and two nodes with GPUs, each a process of its own
 
 
@@ -210,6 +216,18 @@ def test_a_node_that_does_not_answer_in_time_is_asked_again(
             assert [place.kubernetes for place in Places.of(nodes.read(wait=True)).by_name.values()] == [None, None]
     assert len([each for each in caplog.messages if "has not said" in each]) == 2  # one for each node
     nodes._patience_s = 60.0
+    until(lambda: set(Places.of(nodes.read()).by_name) == {"gpu-1", "gpu-2"}, 60)
+
+
+def test_a_node_whose_worker_died_before_it_answered_is_asked_again(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dead worker says nothing of its node: without a name for ever, services would never be pinned to it."""
+    monkeypatch.setattr(ray_nodes, "AGAIN_S", 0.0)
+    nodes = RayNodes(OME_GPU)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray_nodes, "_where", _dies)
+        assert [place.kubernetes for place in Places.of(nodes.read(wait=True)).by_name.values()] == [None, None]
     until(lambda: set(Places.of(nodes.read()).by_name) == {"gpu-1", "gpu-2"}, 60)
 
 

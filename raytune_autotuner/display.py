@@ -252,7 +252,8 @@ def _winner(results: Results) -> Iterator[Text]:
     if results.drift:
         yield Text(f"Drift: {results.drift}", style="yellow" if results.ranking.drift.significant else "dim")
     if best is not None:
-        yield Text(f"Recommended: {parameters_text(best.parameters)}", style="bold")
+        said = "Best so far, not confirmed" if results.unconfirmed else "Recommended"
+        yield Text(f"{said}: {parameters_text(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)
         yield from (Text(f"  differs from what was asked: {each}", style="yellow") for each in best.differences)
         yield from (Text(f"  note: {each}", style="yellow") for each in results.notes(best))

@@ -73,6 +73,12 @@ class Results:
         return self.baseline if self.baseline and self.baseline.outcome == "completed" else self.winner
 
     @property
+    def unconfirmed(self) -> bool:
+        """Whether the winner is only the best of a search yet: it was not compared with a baseline that works."""
+        base = self.baseline
+        return self.verdict is None and bool(base and base is not self.winner and base.outcome == "completed")
+
+    @property
     def reachable_slo(self) -> dict[str, float]:
         """When nothing keeps the SLO: the tightest one that the trial which comes closest would have kept."""
         if self.closest is None or not self.closest.rungs:

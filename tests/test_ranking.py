@@ -153,3 +153,17 @@ def test_drift_is_told_at_the_end(tmp_path: Path) -> None:
     out = Console(file=io.StringIO(), width=200)
     out.print(display.answer(results, "folder", "file"))
     assert told["reason"] in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_was_not_confirmed_is_not_recommended(tmp_path: Path) -> None:
+    """A run that was cut short shows the best so far and how to start it, and calls it that."""
+    folder = ExperimentFolder(Storage(str(tmp_path)), "e")
+    for each in (*baselines({0: 2.0}), record(5, 1.0, {"threads": 2})):
+        folder.save_record(each)
+    results = load_results(folder, TASK)
+    assert results.unconfirmed
+    out = Console(file=io.StringIO(), width=200)
+    out.print(display.answer(results, "folder", "file"))
+    said = out.file.getvalue()  # type: ignore[attr-defined]
+    assert "Best so far, not confirmed: threads=2" in said
+    assert "Recommended" not in said

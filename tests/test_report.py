@@ -127,9 +127,13 @@ def test_each_verdict_is_put_into_plain_words(
 def test_without_a_verdict_no_gain_is_claimed(facts: report.Report) -> None:
     """Not confirmed, the baseline the best, nothing feasible, nothing measured: each is said as it is."""
     searched = [r for r in facts.results.records if r.trial.purpose != "confirm"]
-    unconfirmed = answer.answer(with_records(facts, *searched, winner=True))
+    cut_short = with_records(facts, *searched, winner=True)
+    unconfirmed = answer.answer(cut_short)
     assert unconfirmed.badge == "NOT CONFIRMED"
     assert "no gain is claimed" in unconfirmed.explanation
+    for page in (report.html(cut_short), report.markdown(cut_short)):
+        assert "Best configuration so far, not confirmed" in page
+        assert "Recommended" not in page
     base = facts.results.baseline
     best = with_records(facts, *searched)
     assert answer.answer(replace(best, results=replace(best.results, winner=base))).badge == "BASELINE"

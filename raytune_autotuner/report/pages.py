@@ -14,7 +14,7 @@ from raytune_autotuner.errors import SpecError
 from raytune_autotuner.objectives import goal
 from raytune_autotuner.report import answer, evidence
 from raytune_autotuner.report.facts import Report
-from raytune_autotuner.results import document, to_text
+from raytune_autotuner.results import Results, document, to_text
 from raytune_autotuner.task.spec import parse_task
 
 FENCE = "```"
@@ -79,7 +79,14 @@ def _facts(report: Report) -> dict[str, Any]:
         "caveats": evidence.caveats(results),
         "launch": evidence.launch(results),
         "best": results.recommended or results.closest,
+        "heading": _heading(results),
     }
+
+
+def _heading(results: Results) -> str:
+    if results.recommended is None:
+        return "Closest to the SLO"
+    return "Best configuration so far, not confirmed" if results.unconfirmed else "Recommended configuration"
 
 
 def _environment(*, autoescape: bool) -> jinja2.Environment:

@@ -24,12 +24,12 @@ from ray.job_submission import JobSubmissionClient
 
 from raytune_autotuner.loopback import free_port
 from raytune_autotuner.processes import OwnedProcess
-from tests.waiting import until
+from tests.waiting import happens
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[1]
 OBJECT_STORE_BYTES = 80 * 1024 * 1024
-START_S = 180.0
+START_S = 120.0
 STOP_GRACE_S = 2.0
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -103,7 +103,7 @@ class RayCluster:
         The head comes again at the same address, as a cluster that knows nothing of the one before.
         """
         for node in nodes:  # one after the other: a start takes a core for some seconds, and Ray's patience has an end
-            for last in (False, False, True):
+            for last in (False, False, True):  # on a busy machine a start may end or hang, and the next one does not
                 if self._start(node):
                     break
                 said = (self.folder / f"{node.name}.log").read_text()
@@ -125,8 +125,8 @@ class RayCluster:
             owner=f"test-ray/{node.name}",
             cwd=self.folder,
         )
-        until(lambda: process.poll() is not None or _ip(number) in self.alive(), START_S)
-        return process.poll() is None
+        in_time = happens(lambda: process.poll() is not None or _ip(number) in self.alive(), START_S)
+        return in_time and process.poll() is None
 
     def kill(self, name: str) -> None:
         """SIGKILL to everything of a node, as when its machine loses power."""

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import to_json
 from raytune_autotuner.storage import Storage
+from tests.emulator.cluster import Emulator
 from tests.example_experiment import Example, build
+from tests.ome_cluster import NAMESPACE, crds, objects
 from tests.waiting import until
 from tests.web_site import DONE, RUNNING, STOPPED, fill, serving
 
@@ -46,7 +50,13 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 @pytest.fixture
 def page(browser: Any, site: tuple[str, Path]) -> Iterator[Any]:
     """A page of the server; whatever its scripts complain of is a fault."""
-    context = browser.new_context(base_url=site[0])
+    with shown(browser, site[0]) as page:
+        yield page
+
+
+@contextmanager
+def shown(browser: Any, address: str) -> Iterator[Any]:
+    context = browser.new_context(base_url=address)
     page = context.new_page()
     page.set_default_timeout(WAIT_MS)
     complaints: list[str] = []
@@ -72,6 +82,29 @@ def test_a_fault_is_shown_beside_its_field_while_one_types(page: Any) -> None:
     fault.wait_for(state="detached")
     assert "max_iterations: 7" in page.locator("#text").input_value()
     assert page.get_by_role("button", name="Start").is_enabled()
+
+
+def test_models_and_runtimes_are_picked_from_the_cluster(browser: Any, tmp_path: Path) -> None:
+    """With their kind and namespace; whether they are ready stands beside their fields, without a reload."""
+    with Emulator(crds=crds()) as cluster:
+        for each in yaml.safe_load_all(objects()):
+            cluster.apply(yaml.safe_dump(each))
+            if each["kind"] == "ClusterBaseModel":
+                own = {**each, "kind": "BaseModel", "metadata": {"name": "own-model", "namespace": NAMESPACE}}
+                cluster.apply(yaml.safe_dump(own))
+        with serving(tmp_path, kubeconfig=cluster.kubeconfig) as address, shown(browser, address) as page:
+            page.goto("/new?start=sglang")
+            page.get_by_text("not in the cluster").first.wait_for()
+            page.get_by_text("In the cluster: 2 models, 1 runtime").click()
+            page.get_by_role("button", name="Use BaseModel own-model").click()
+            page.wait_for_function("() => document.getElementById('text').value.includes('name: own-model')")
+            page.get_by_role("button", name="Use ClusterServingRuntime srt-llama").click()
+            page.wait_for_function("() => document.getElementById('text').value.includes('srt-llama')")
+            text = page.locator("#text").input_value()
+            assert "model_kind: BaseModel" in text
+            assert f"namespace: {NAMESPACE}" in text
+            assert page.locator("label[for=f-base_runtime] .badge").inner_text() == "Ready"
+            assert page.locator("label[for=f-model-name] .badge").inner_text() == "Ready"
 
 
 def test_start_begins_what_is_written_at_that_moment(page: Any, site: tuple[str, Path]) -> None:

@@ -22,6 +22,7 @@ from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import parse_task
 from raytune_autotuner.web.app import create_app
+from raytune_autotuner.web.cluster import Choice, standing
 from raytune_autotuner.web.new_task import STARTS
 from raytune_autotuner.web.settings import Settings
 from raytune_autotuner.web.words import percent
@@ -344,13 +345,16 @@ def test_faults_stand_beside_their_fields(tmp_path: Path) -> None:
         "model.name": "m",
         "model.path": "m.gguf",
         "optimization.max_iterations": "-3",
-        "optimization.slo": "ttft_p99_s: fast",
+        "optimization.slo": "ttft_p50_s: fast",
+        "optimization.slo.ttft_p99_s": "slow",
+        "optimization.budget.wall_time": "8 weeks",
         "benchmark.num_concurrency": "1 4",
         "searched": "threads",
         "parameter:threads": "4..1",
     }
     shown = client(tmp_path).post("/new/form", data=form).text
-    for place in ("task_name", "optimization-max_iterations", "optimization-slo"):
+    places = ("task_name", "optimization-max_iterations", "optimization-slo", "optimization-slo-ttft_p99_s")
+    for place in (*places, "optimization-budget-wall_time"):
         assert f'id="f-{place}-fault"' in shown
     assert 'id="fault-threads"' in shown
     assert "num_concurrency: [1, 4]" in shown
@@ -385,6 +389,14 @@ def test_a_text_that_cannot_be_read_locks_the_form(tmp_path: Path) -> None:
             "{ttft_p99_s: 1.5}",
             {"optimization.slo": "{ttft_p99_s: 1.5, error_ratio: 0}"},
             "{ttft_p99_s: 1.5, error_ratio: 0}",
+        ),
+        ("{ttft_p99_s: 1.5}", {"optimization.slo.ttft_p99_s": "2"}, "{ttft_p99_s: 2}"),
+        ("{ttft_p99_s: 1.5}", {"optimization.slo.tpot_p99_s": "0.05"}, "{ttft_p99_s: 1.5, tpot_p99_s: 0.05}"),
+        ("  slo: {ttft_p99_s: 1.5}\n", {"optimization.slo.ttft_p99_s": ""}, ""),
+        (
+            "  objective: maximize_throughput\n",
+            {"optimization.budget.gpu_hours": "20", "optimization.budget.wall_time": "8h"},
+            "  objective: maximize_throughput\n  budget:\n    gpu_hours: 20\n    wall_time: 8h\n",
         ),
     ],
 )
@@ -532,6 +544,48 @@ def test_a_new_task_is_made_from_an_experiment(folder: Path) -> None:
     assert parse_task(taskfile.parse(_text(shown), "task").data, "task") == task
     assert "null" not in _text(shown)
     assert "telemetry" not in _text(shown)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "namespace", "said"),
+    [
+        ("both", None, "a", "In_Transit"),
+        ("both", None, "b", "Ready"),
+        ("both", "ClusterBaseModel", "a", "Ready"),
+        ("own", "BaseModel", "a", "Failed"),
+        ("own", "BaseModel", "b", "only in namespace a"),
+        ("own", "ClusterBaseModel", "a", "not in the cluster"),
+        ("other", None, None, "not in the cluster"),
+        ("", None, None, ""),
+    ],
+)
+def test_what_is_known_of_a_named_model(name: str, kind: str | None, namespace: str | None, said: str) -> None:
+    """One of the namespace comes before one of the cluster."""
+    choices = (
+        Choice("both", "ClusterBaseModel", None, "Ready"),
+        Choice("both", "BaseModel", "a", "In_Transit"),
+        Choice("own", "BaseModel", "a", "Failed"),
+    )
+    assert standing(choices, name, kind, namespace) == said
+    assert standing((), name, kind, namespace) == ""  # nothing is known where nothing can be listed
+
+
+@pytest.mark.parametrize("use", ["", "BaseModel", "BaseModel/a/", "Secret/a/b", "///", "BaseModel/a"])
+def test_what_is_no_choice_changes_nothing(tmp_path: Path, use: str) -> None:
+    """Whatever is sent."""
+    asked = client(tmp_path)
+    sent = {**_fields(asked.post("/new/form", data={"text": COMMENTED}).text), "use": use}
+    assert _text(asked.post("/new/form", data=sent).text) == COMMENTED
+
+
+def test_a_model_of_the_cluster_is_used_where_one_of_a_namespace_was(tmp_path: Path) -> None:
+    """Its kind goes with it."""
+    asked = client(tmp_path)
+    text = COMMENTED.replace("model: {name: m}", "model: {name: m, namespace: a}\nome: {model_kind: BaseModel}")
+    sent = {**_fields(asked.post("/new/form", data={"text": text}).text), "use": "ClusterBaseModel//x"}
+    data = taskfile.parse(_text(asked.post("/new/form", data=sent).text), "task").data
+    assert data["model"] == {"name": "x", "namespace": "a"}
+    assert data["ome"] == {"model_kind": "ClusterBaseModel"}
 
 
 def test_without_a_cluster_names_are_typed(tmp_path: Path) -> None:

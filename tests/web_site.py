@@ -80,12 +80,13 @@ def client(folder: Path, launcher: Launcher | None = None, token: str | None = N
 
 
 @contextmanager
-def serving(folder: Path, launcher: Launcher | None = None) -> Iterator[str]:
-    """The address of a server that listens on a free port."""
+def serving(folder: Path, launcher: Launcher | None = None, kubeconfig: Path | None = None) -> Iterator[str]:
+    """The address of a server that listens on a free port; without a ``kubeconfig`` it knows no cluster."""
     listening = listen("127.0.0.1", 0)
     port = listening.getsockname()[1]
     storage = Storage(str(folder))
-    server: Server = make(Settings(storage, port=port, kubeconfig=str(folder / "none")), launcher or Starts(storage))
+    settings = Settings(storage, port=port, kubeconfig=str(kubeconfig or folder / "none"))
+    server: Server = make(settings, launcher or Starts(storage))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     ended = threading.Event()

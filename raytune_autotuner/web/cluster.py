@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,11 @@ class Choice:
     """``Ready``, or what it is instead."""
     detail: str = ""
 
+    @property
+    def identity(self) -> str:
+        """What the form sends of the one that is chosen."""
+        return f"{self.kind}/{self.namespace or ''}/{self.name}"
+
 
 @dataclass(frozen=True)
 class Stock:
@@ -33,6 +39,20 @@ class Stock:
     models: tuple[Choice, ...] = ()
     runtimes: tuple[Choice, ...] = ()
     reason: str = ""
+
+
+def standing(choices: Sequence[Choice], name: str, kind: str | None, namespace: str | None) -> str:
+    """What is known of the one that a task names: whether it is ready; empty where nothing can be said.
+
+    Without a ``kind``, one of the namespace comes before one of the cluster, as in OME.
+    """
+    named = [each for each in choices if each.name == name and each.kind == (kind or each.kind)]
+    here = [each for each in named if each.namespace is None or each.namespace == namespace]
+    if here:
+        return max(here, key=lambda each: each.namespace is not None).ready
+    if named:
+        return f"only in namespace {named[0].namespace}"
+    return "not in the cluster" if choices and name else ""
 
 
 class Shop:
@@ -48,6 +68,10 @@ class Shop:
             if self._known is None or time.monotonic() - self._known[0] > KEPT_S:
                 self._known = (time.monotonic(), self._ask())
             return self._known[1]
+
+    def known(self) -> Stock:
+        """What was found last; nothing is asked."""
+        return self._known[1] if self._known else Stock()
 
     def _ask(self) -> Stock:
         from raytune_autotuner import kube  # slow to import

@@ -18,6 +18,13 @@ Given = Mapping[str, Sequence[str]]
 """What a browser sends of a form."""
 NUMBER_BREAK = re.compile(r"[,;\s]+")
 ROW = "parameter:"
+CHOICES: Mapping[str, tuple[str, Sequence[str]]] = {
+    "ClusterBaseModel": ("model_kind", ("model", "name")),
+    "BaseModel": ("model_kind", ("model", "name")),
+    "ClusterServingRuntime": ("runtime_kind", ("base_runtime",)),
+    "ServingRuntime": ("runtime_kind", ("base_runtime",)),
+}
+"""What can be picked from the cluster: the setting that says its kind, and that which names it."""
 ORDER = ("task_name", "description", "backend", "engine", "model", "base_runtime", "runtime", "ome", "parameters")
 """How people write a task; what is not here comes after."""
 
@@ -41,6 +48,8 @@ def read(given: Given, before: Mapping[str, Any], data: Mapping[str, Any]) -> tu
             faults.append(Fault(place=field.place, message=error.problems[0].message))
     faults += _read_parameters(given, before, wanted)
     _read_presets(given, before, wanted)
+    if "use" in given:
+        _use(given["use"][0], wanted)
     return _arranged(wanted), faults
 
 
@@ -122,6 +131,20 @@ def _read_presets(given: Given, before: Mapping[str, Any], wanted: dict[str, Any
         wanted["presets"] = now
     elif removed:
         wanted.pop("presets", None)
+
+
+def _use(chosen: str, wanted: dict[str, Any]) -> None:
+    """What was picked from the cluster's: ``Choice.identity``. One of a namespace is served in that namespace."""
+    kind, namespace, name = [*chosen.split("/", 2), "", ""][:3]
+    field, place = CHOICES.get(kind, ("", ()))
+    if not name or not field:
+        return
+    _put(wanted, place, name)
+    _put(wanted, ("ome", field), kind)
+    if namespace:
+        _put(wanted, ("model", "namespace"), namespace)
+        _remove(wanted, ("ome", "namespace"))
+    _remove(wanted, ("backend",))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -16,19 +16,31 @@ from raytune_autotuner.objectives import OBJECTIVES
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import json_schema
 from raytune_autotuner.web import parameter_text
+from raytune_autotuner.web.cluster import Stock, standing
 from raytune_autotuner.web.problems import Fault
 
-Kind = Literal["text", "integer", "number", "switch", "choice", "lines", "numbers", "yaml"]
+Kind = Literal["text", "integer", "number", "scalar", "switch", "choice", "lines", "numbers", "yaml"]
 OWN = ("parameters", "presets")
 """Fields that have a part of the form for themselves."""
+OPENED = ("optimization.budget",)
+"""Sections of a section whose fields are shown one by one; others are a text in YAML."""
+LIMITS: Mapping[str, tuple[str, str]] = {
+    "ttft_p99_s": ("TTFT p99 (s)", "99 of 100 requests have their first token by then"),
+    "tpot_p99_s": ("TPOT p99 (s)", "99 of 100 requests have this time per output token, or less"),
+    "e2e_p99_s": ("E2E latency p99 (s)", "99 of 100 requests are answered by then"),
+    "error_ratio": ("Error ratio", "failed requests of all, e.g. 0.01"),
+}
+"""Metrics that most SLOs limit, with a field each beside that of all limits."""
 MAIN: Mapping[str, tuple[str, ...]] = {
     "What is served": (
         *("task_name", "description", "backend", "engine", "model.name", "base_runtime"),
         *("model.path", "runtime.args", "model.chat_template"),
     ),
     "What is wanted": (
-        *("optimization.objective", "optimization.slo", "optimization.strategy", "optimization.max_iterations"),
-        *("optimization.timeout_per_iteration", "optimization.scheduler", "optimization.price_per_gpu_hour"),
+        *("optimization.objective", *(f"optimization.slo.{name}" for name in LIMITS), "optimization.slo"),
+        *("optimization.strategy", "optimization.max_iterations", "optimization.timeout_per_iteration"),
+        *("optimization.budget.gpu_hours", "optimization.budget.wall_time", "optimization.budget.cost"),
+        *("optimization.price_per_gpu_hour", "optimization.scheduler"),
     ),
     "Traffic": (
         *("benchmark.task", "benchmark.traffic_scenarios", "benchmark.num_concurrency"),
@@ -46,9 +58,13 @@ LABELS = {
     "runtime.args": "Flags in use today",
     "model.name": "Model",
     "model.path": "Model file or folder",
-    "optimization.slo": "Limits (SLO)",
+    **{f"optimization.slo.{name}": label for name, (label, _) in LIMITS.items()},
+    "optimization.slo": "All limits (SLO)",
     "optimization.max_iterations": "Trials of the search",
     "optimization.timeout_per_iteration": "Seconds for one trial",
+    "optimization.budget.gpu_hours": "Budget in GPU-hours",
+    "optimization.budget.wall_time": "Budget in time",
+    "optimization.budget.cost": "Budget in money",
     "optimization.price_per_gpu_hour": "Price per GPU-hour",
     "benchmark.task": "Kind of requests",
     "benchmark.num_concurrency": "Requests in flight",
@@ -56,6 +72,9 @@ LABELS = {
     "benchmark.max_time_per_iteration": "Minutes per load",
     "benchmark.model_tokenizer": "Tokenizer",
 }
+
+
+NOTHING_KNOWN = Stock()
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,8 @@ class Field:
     required: bool = False
     value: str = ""
     fault: str = ""
+    standing: str = ""
+    """Of a model or runtime: whether the cluster has it ready, where that is known."""
 
     @property
     def identity(self) -> str:
@@ -117,10 +138,13 @@ def _fields(schema: Mapping[str, Any], defs: Mapping[str, Any], above: str) -> I
         if place in OWN:
             continue
         inner = _resolved(given, defs)
-        if "properties" in inner and inner.get("type") == "object" and not above.count("."):
+        if "properties" in inner and inner.get("type") == "object" and (not above or place in OPENED):
             yield from _fields(inner, defs, f"{place}.")
-        else:
-            yield _field(place, given, inner, name in schema.get("required", ()))
+            continue
+        yield _field(place, given, inner, name in schema.get("required", ()))
+        if place == "optimization.slo":  # read after it: one limit that is changed beside others in the text stays
+            limit = _resolved(inner["additionalProperties"], defs)
+            yield from (_field(f"{place}.{n}", {"description": said}, limit, False) for n, (_, said) in LIMITS.items())
 
 
 def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -154,6 +178,8 @@ def _kind(schema: Mapping[str, Any]) -> Kind:
     items = schema.get("items", {})
     if schema.get("type") == "array" and items.get("type") in ("string", "integer", "number"):
         return "lines" if items["type"] == "string" else "numbers"
+    if {each.get("type") for each in schema.get("anyOf", ())} == {"number", "string"}:
+        return "scalar"
     kinds: Mapping[str, Kind] = {"string": "text", "integer": "integer", "number": "number", "boolean": "switch"}
     return kinds.get(str(schema.get("type")), "yaml")
 
@@ -178,11 +204,12 @@ def _yaml(data: Any) -> str:
     return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)).strip()
 
 
-def make(data: Any, faults: Iterable[Fault]) -> Form:
-    """The form that shows a task's data, valid or not."""
+def make(data: Any, faults: Iterable[Fault], stock: Stock = NOTHING_KNOWN) -> Form:
+    """The form that shows a task's data, valid or not, beside what the cluster has."""
     data = data if isinstance(data, dict) else {}
     beside, others = _assigned(list(faults), data)
-    filled = [_filled(field, data, beside) for field in fields()]
+    standings = _standings(data, stock) if data.get("backend", "ome") == "ome" else {}
+    filled = [_filled(field, data, beside, standings) for field in fields()]
     by_place = {field.place: field for field in filled}
     main = {title: [by_place.pop(place) for place in places] for title, places in MAIN.items()}
     more: dict[str, list[Field]] = {}
@@ -194,9 +221,24 @@ def make(data: Any, faults: Iterable[Fault]) -> Form:
     return Form(main, more, _groups(engine, data, beside), presets, others)
 
 
-def _filled(field: Field, data: Mapping[str, Any], beside: Mapping[str, str]) -> Field:
+def _filled(field: Field, data: Mapping[str, Any], beside: Mapping[str, str], standings: Mapping[str, str]) -> Field:
     value = taskfile.at(data, tuple(field.place.split(".")))
-    return replace(field, value=shown(value, field.kind), fault=beside.get(field.place, ""))
+    fault, known = beside.get(field.place, ""), standings.get(field.place, "")
+    return replace(field, value=shown(value, field.kind), fault=fault, standing=known)
+
+
+def _standings(data: Mapping[str, Any], stock: Stock) -> dict[str, str]:
+    """Of the model and the runtime that a task names, by the places of their fields."""
+
+    def said(place: str) -> str:
+        return str(taskfile.at(data, tuple(place.split("."))) or "")
+
+    namespace = said("ome.namespace") or said("model.namespace")
+    model_kind = said("ome.model_kind") or "ClusterBaseModel"
+    return {
+        "model.name": standing(stock.models, said("model.name"), model_kind, namespace),
+        "base_runtime": standing(stock.runtimes, said("base_runtime"), said("ome.runtime_kind") or None, namespace),
+    }
 
 
 def _assigned(faults: list[Fault], data: Mapping[str, Any]) -> tuple[dict[str, str], list[Fault]]:

@@ -148,8 +148,12 @@ def _submitted(site: Site, draft: Draft, name: str, address: str) -> str:
 
 @router.get("/new/cluster")
 def cluster(request: Request, site: Here) -> HTMLResponse:
-    """Models and runtimes to choose from, asked of the cluster."""
-    return page(request, "cluster.html", stock=site.shop.stock())
+    """Models and runtimes to choose from, asked of the cluster; the form is shown again with what it now knows."""
+    stock = site.shop.stock()
+    shown = page(request, "cluster.html", stock=stock)
+    if stock.models or stock.runtimes:
+        shown.headers["HX-Trigger-After-Settle"] = "stocked"
+    return shown
 
 
 def _page(
@@ -170,7 +174,7 @@ def _page(
         request,
         "new.html",
         code,
-        form=forms.make(task_text.data_of(shown), found),
+        form=forms.make(task_text.data_of(shown), found, site.shop.known()),
         locked=data is None,
         shown=shown,
         text=written.text,

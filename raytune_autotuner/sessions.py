@@ -20,6 +20,8 @@ from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import seconds_since, utc_now
 
 PACKAGES = ("ray", "genai-bench", "hyperopt", "optuna", "xllamacpp", "numpy", "scipy")
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Set by Ray in the driver of a submitted job, whose standard output is the job page's log."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Session:
     started_at: str
     ended_at: str | None = None
     """The last sign of life where it was not ended in order."""
+    job: str | None = None
+    """The Ray job that it was, if it was one."""
 
 
 def begin(setup: Setup, *, resume: bool, found: Held | None) -> Session:
@@ -48,7 +52,7 @@ def begin(setup: Setup, *, resume: bool, found: Held | None) -> Session:
     root.write("identity.json", to_text(identity(setup)))
     root.write("environment.json", to_text(environment(setup)))
     root.write("task.json", setup.task.model_dump_json(indent=1))
-    session = Session(len(earlier) + 1, platform.node(), __version__, utc_now())
+    session = Session(len(earlier) + 1, platform.node(), __version__, utc_now(), job=_job())
     _write(setup.folder, session)
     return session
 
@@ -65,6 +69,14 @@ def check(setup: Setup, *, resume: bool) -> None:
     if earlier := load(setup.folder):
         _check_version(earlier[-1])
         _check_unchanged(setup)
+
+
+def _job() -> str | None:
+    """The submission id of the Ray job that this process drives (as of Ray 2.60)."""
+    try:
+        return str(json.loads(os.environ[JOB_VARIABLE])["metadata"]["job_submission_id"])
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def end(folder: ExperimentFolder, session: Session) -> None:

@@ -23,6 +23,7 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import charged
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Parameters, TrialId, TrialRecord
+from raytune_autotuner.sessions import JOB_VARIABLE
 from raytune_autotuner.summary import ENDINGS, Summary, line, summarise
 
 Hook = TypeVar("Hook", bound=Callable[..., None])
@@ -32,8 +33,6 @@ LOOK_S = 2.0
 """So often at most the trials are looked at; Tune asks every 0.1 s."""
 LINE_S = 5.0
 """So often at most a progress line is written."""
-JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Set by Ray in the driver of a submitted job, whose standard output is the job page's log."""
 SECONDS = (1, 5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 28800)
 TAGS = ("experiment", "task")
 

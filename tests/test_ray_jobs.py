@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from ray.job_submission import JobStatus
 
+from raytune_autotuner import sessions
 from raytune_autotuner.cli import ENVIRONMENT, INTERRUPTED, OK
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.overview import Overview
@@ -112,6 +113,7 @@ def test_an_experiment_is_stopped_from_elsewhere(user: Submitter) -> None:
     assert Overview.of(folder).state == "interrupted"
     (job,) = [job for job in user.cluster.client().list_jobs() if (job.metadata or {}).get("experiment") == "remote"]
     until(lambda: user.cluster.client().get_job_info(str(job.submission_id)).driver_exit_code == INTERRUPTED)
+    assert [session.job for session in sessions.load(folder)] == [job.submission_id]
     assert ours("remote") == []
 
 

@@ -18,6 +18,7 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import charged
 from raytune_autotuner.proposal import LABEL_LENGTH, Proposal, label
 from raytune_autotuner.records import Failure, Outcome, Parameters, Purpose, Score, TrialId, TrialRecord, config_hash
+from raytune_autotuner.sessions import JOB_VARIABLE
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.summary import Summary, ending, gain, line, summarise
 from raytune_autotuner.telemetry import METRICS, Telemetry
@@ -273,10 +274,10 @@ def test_lines_go_to_standard_output_in_a_submitted_job_only(
 ) -> None:
     """In a terminal there is a table."""
     folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
-    monkeypatch.delenv(telemetry.JOB_VARIABLE, raising=False)
+    monkeypatch.delenv(JOB_VARIABLE, raising=False)
     Telemetry(folder, "chat", 9, len).setup()
     assert capsys.readouterr().out == ""
-    monkeypatch.setenv(telemetry.JOB_VARIABLE, "{}")
+    monkeypatch.setenv(JOB_VARIABLE, "{}")
     Telemetry(folder, "chat", 9, len).setup()
     assert capsys.readouterr().out == "0 of 9 trials\n"
 

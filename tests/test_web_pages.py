@@ -18,6 +18,7 @@ from raytune_autotuner import overview, report
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
 from raytune_autotuner.records import TrialId, config_hash
+from raytune_autotuner.results import to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import parse_task
@@ -115,6 +116,17 @@ def test_state_and_dashboard_are_seen_first(folder: Path) -> None:
     shown = TestClient(create_app(settings), base_url=HERE, headers=HTML).get(f"/experiments/{RUNNING}").text
     assert shown.index('id="live-state"') < shown.index("<main")
     assert shown.index("http://head:8265") < shown.index('aria-label="At a glance"')
+
+
+def test_the_page_leads_to_the_job_that_runs_the_experiment(tmp_path: Path) -> None:
+    """Where it is one, and where the dashboard is known."""
+    folder = ExperimentFolder(Storage(str(fill(tmp_path))), RUNNING)
+    told = json.loads(folder.root.read("sessions/0001.json") or "")
+    folder.root.write("sessions/0001.json", to_text({**told, "job": "raysubmit 1"}))
+    settings = Settings(Storage(str(tmp_path)), ray_address="http://head:8265")
+    shown = TestClient(create_app(settings), base_url=HERE, headers=HTML).get(f"/experiments/{RUNNING}").text
+    assert 'href="http://head:8265/#/jobs/raysubmit%201"' in shown
+    assert "/#/jobs/" not in client(tmp_path).get(f"/experiments/{RUNNING}").text
 
 
 def test_the_table_is_sorted_filtered_and_cut_on_the_server(folder: Path) -> None:

@@ -62,6 +62,8 @@ class Snapshot:
     ended_at: datetime | None
     planned: int
     """Trials, at most."""
+    job: str | None
+    """The Ray job that ran it last."""
     drawn: dict[tuple[Part, str], str] = field(default_factory=dict, repr=False, compare=False)
     """Its plots, by theme, as far as somebody has asked for them …"""
     drawing: Mapping[Part, Lock] = field(
@@ -178,6 +180,7 @@ class Reader:
             started_at=datetime.fromisoformat(ran[0].started_at) if ran else None,
             ended_at=datetime.fromisoformat(ran[-1].ended_at) if closed and ran[-1].ended_at else None,
             planned=self._planned(task),
+            job=ran[-1].job if ran else None,
         )
 
     def _ending(self, closed: bool, stop: bool) -> State:

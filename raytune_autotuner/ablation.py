@@ -6,7 +6,6 @@ goes on where it was.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
@@ -77,8 +76,9 @@ def problem(space: Space, parameters: Parameters) -> str | None:
 def run(prepared: Prepared) -> Ablation:
     """Measure until every flag has its answer, or somebody ends it; nothing is left running."""
     folder = prepared.setup.folder
-    folder.root.write(experiment.COURSE, json.dumps({"kind": "minimal", "of": prepared.of.name}))
-    experiment.run(prepared.setup, Options(aside=True, resume=folder.root.exists("task.json")), prepared.plan)
+    about = {"kind": "minimal", "of": prepared.of.name}
+    options = Options(aside=True, resume=folder.root.exists("task.json"), about=about)
+    experiment.run(prepared.setup, options, prepared.plan)
     stand = prepared.plan.stand(folder.records())
     folder.root.write(FILE, to_text({**asdict(stand), "is_over": stand.is_over, "margin": prepared.plan.margin}))
     return stand

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -52,7 +53,7 @@ logger = logging.getLogger(__name__)
 TAKEN_OVER = 3
 """The exit code when somebody else has taken the experiment."""
 COURSE = "course.json"
-"""In the folder of an experiment without a search: what it measures, and what for."""
+"""In the folder of an experiment without a search: ``Options.about``."""
 UNHEARD = "each ends with its rung, or in ten minutes; a second signal leaves at once"
 AT_ONCE = 10_000
 """More than there ever are: the queue decides. Without a number, Tune would begin one trial at a time."""
@@ -74,6 +75,8 @@ class Options:
     """Experiments of before, whose best configurations are tried first."""
     reuse: bool = False
     """Take over what they have measured where it must come out the same."""
+    about: Mapping[str, Any] | None = None
+    """Of an experiment without a search: what it measures, and what for."""
 
 
 def experiment_name(task_name: str) -> str:
@@ -91,8 +94,11 @@ def run(setup: Setup, options: Options, course: Course | None = None) -> Results
     """
     check(setup.task.tracking)
     sweep()
+    _check_course(setup.folder, options)
     sessions.check(setup, resume=options.resume)  # before the lock of a dead holder goes, which says when it died
     with lock.hold(setup.folder.root, force=options.force, lost=_leave) as found:
+        if options.about is not None:
+            setup.folder.root.write(COURSE, json.dumps(options.about))
         session = sessions.begin(setup, resume=options.resume, found=found)
         setup = replace(setup, folder=replace(setup.folder, session=session.number))
         desk = open_desk(setup.folder, setup.task)
@@ -105,6 +111,13 @@ def run(setup: Setup, options: Options, course: Course | None = None) -> Results
                 _conclude(setup, options, session, desk)
             raise
         return _conclude(setup, options, session, desk)
+
+
+def _check_course(folder: ExperimentFolder, options: Options) -> None:
+    root = folder.root
+    if options.resume and options.about is not None and root.exists("task.json") and not root.exists(COURSE):
+        what = "is an experiment with a search, which this would be mixed with; keep its results under another name"
+        raise EnvironmentFault(f"{root.location()} {what}")
 
 
 def run_one(setup: Setup, trial: TrialId, parameters: Parameters) -> TrialRecord:

@@ -6,7 +6,6 @@ An experiment without a search: only confirming runs, of the baseline and of the
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shlex
 from collections import deque
@@ -172,8 +171,7 @@ def verify(setup: Setup, exported: Exported, options: Options) -> Verdict | None
     setup = replace(setup, given={config: exported.given})
     course = Duel(setup.task, exported.parameters)
     about = {"kind": "verify", "of": exported.about.get("experiment"), "file": dict(exported.parameters)}
-    setup.folder.root.write(experiment.COURSE, json.dumps(about))
-    experiment.run(setup, options, course)
+    experiment.run(setup, replace(options, about=about), course)
     return course.verdict(setup.folder.records())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from raytune_autotuner import experiment, minimal
-from raytune_autotuner.cli import BAD_INPUT, INTERRUPTED, NOTHING_FEASIBLE, OK, main
+from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, INTERRUPTED, NOTHING_FEASIBLE, OK, main
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import Course
@@ -33,6 +34,7 @@ class MadeUp:
     """Measures what a course wants in no time; ``seconds`` says how long a request takes."""
 
     def __init__(self) -> None:
+        self.real = experiment.run
         self.seconds: Callable[[Parameters], float] = lambda parameters: 1.0
         self.budget = 1000
         self.setups: list[tuple[Setup, Options]] = []
@@ -40,6 +42,7 @@ class MadeUp:
     def run(self, setup: Setup, options: Options, course: Course) -> None:
         self.setups.append((setup, options))
         setup.folder.root.write("task.json", setup.task.model_dump_json())
+        setup.folder.root.write(experiment.COURSE, json.dumps(options.about))
         made = setup.folder.records()
         while (wanted := tuple(course.wanted(made, ()))) and len(made) < self.budget:
             for each in wanted[: self.budget - len(made)]:
@@ -113,6 +116,20 @@ class TestVerify:
         """One run of one side says nothing."""
         made_up.budget = 1
         assert invoke("verify", "exp", "--name", "cut").exit_code == INTERRUPTED
+
+
+@pytest.mark.parametrize("command", [("verify", "exp", "--name", "exp"), ("export", "exp", "--minimal")])
+def test_an_experiment_with_a_search_is_not_mixed_with_these_runs(
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    """Refused before anything is written: it could not be resumed any more."""
+    monkeypatch.setattr(experiment, "run", made_up.real)
+    shutil.copytree("store/exp", "store/exp-minimal")
+    before = {path: path.read_bytes() for path in Path("store").rglob("*") if path.is_file()}
+    result = CliRunner().invoke(main, [*command, "--storage", "store"])
+    assert result.exit_code == ENVIRONMENT, result.output
+    assert "experiment" in result.stderr
+    assert {path: path.read_bytes() for path in Path("store").rglob("*") if path.is_file()} == before
 
 
 class TestMinimal:

@@ -92,6 +92,11 @@ def test_models_and_runtimes_are_picked_from_the_cluster(browser: Any, tmp_path:
             if each["kind"] == "ClusterBaseModel":
                 own = {**each, "kind": "BaseModel", "metadata": {"name": "own-model", "namespace": NAMESPACE}}
                 cluster.apply(yaml.safe_dump(own))
+        models = [*cluster.objects("ClusterBaseModel"), *cluster.objects("BaseModel")]
+        assert len(models) == 2
+        until(
+            lambda: all(_is_ready(cluster, each) for each in models)
+        )  # what the server has asked once it keeps for a while
         with serving(tmp_path, kubeconfig=cluster.kubeconfig) as address, shown(browser, address) as page:
             page.goto("/new?start=sglang")
             page.get_by_text("not in the cluster").first.wait_for()
@@ -105,6 +110,11 @@ def test_models_and_runtimes_are_picked_from_the_cluster(browser: Any, tmp_path:
             assert f"namespace: {NAMESPACE}" in text
             assert page.locator("label[for=f-base_runtime] .badge").inner_text() == "Ready"
             assert page.locator("label[for=f-model-name] .badge").inner_text() == "Ready"
+
+
+def _is_ready(cluster: Emulator, model: dict[str, Any]) -> bool:
+    now = next(o for o in cluster.objects(model["kind"]) if o["metadata"]["name"] == model["metadata"]["name"])
+    return bool((now.get("status") or {}).get("state") == "Ready")
 
 
 def test_start_begins_what_is_written_at_that_moment(page: Any, site: tuple[str, Path]) -> None:

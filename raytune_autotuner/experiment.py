@@ -23,6 +23,7 @@ from ray import tune
 from raytune_autotuner import lock, reuse, sessions, warm_start
 from raytune_autotuner.actor import actor_class
 from raytune_autotuner.earlier import Found
+from raytune_autotuner.engines.command import usual_values
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import Course, ExperimentGate
@@ -158,7 +159,7 @@ def _run_trials(setup: Setup, options: Options, past: Past, course: Course | Non
         queue = _queue(setup, nodes)
         gate = ExperimentGate(setup, queue, course)
         stack.enter_context(gate.purse.watched())
-        lessons = _lessons(past, warm_start.begin(setup, options.earlier))
+        lessons = _lessons(setup, past, warm_start.begin(setup, options.earlier))
         _tune(setup, past, lessons, gate, queue, _run_config(setup, folder, desk))
         gate.check()
 
@@ -191,12 +192,12 @@ def _queue(setup: Setup, nodes: Sequence[GpuNode] | None) -> PlacedQueue:
     return queue
 
 
-def _lessons(past: Past, first: Sequence[First]) -> Lessons:
+def _lessons(setup: Setup, past: Past, first: Sequence[First]) -> Lessons:
     """What the search begins with: what is known, and what is to be tried first of all that is not."""
     lessons = past.lessons()
     known = {config_hash(parameters) for parameters in (*(told for told, _ in lessons.told), *lessons.open)}
     new = tuple(each.parameters for each in first if config_hash(each.parameters) not in known)
-    return replace(lessons, first=new)
+    return replace(lessons, first=new, usual=usual_values(setup.engine, setup.runtime_args))
 
 
 def _tune(

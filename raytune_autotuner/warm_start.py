@@ -19,7 +19,7 @@ from raytune_autotuner.engines.command import usual_values
 from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.identity import Identity, identity
-from raytune_autotuner.planning.space import Space, coordinate, count, grid_value
+from raytune_autotuner.planning.space import Space, coordinate, count, grid_value, is_ordered
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
@@ -57,8 +57,8 @@ def first_points(setup: Setup, found: Found) -> tuple[First, ...]:
         return ()
     room = max(1, optimization.max_iterations // 2)
     usual = usual_values(setup.engine, setup.runtime_args)
-    seen = {config_hash({})}
-    presets = list(_new(_presets(setup.engine, space, usual), seen))[:PRESET_POINTS]
+    presets = engine_points(setup.engine, space, usual)
+    seen = {config_hash({}), *(config_hash(point.parameters) for point in presets)}
     most = min(EARLIER_POINTS, max(room // 2, room - len(presets)))
     earlier = list(_new(_earlier(setup, found, space, usual), seen))[:most]
     return (*presets[: max(0, room - len(earlier))], *earlier)
@@ -85,10 +85,22 @@ def _new(points: Iterable[First], seen: set[str]) -> Iterator[First]:
             yield point
 
 
-def _presets(engine: Engine, space: Space, usual: Parameters) -> Iterator[First]:
+def engine_points(engine: Engine, space: Space, usual: Parameters) -> list[First]:
+    """The engine file's own; what they do not say stays as it is in the baseline (``usual``)."""
+    return list(_new(_starts(engine, space, usual), {config_hash({})}))[:PRESET_POINTS]
+
+
+def _starts(engine: Engine, space: Space, usual: Parameters) -> Iterator[First]:
     for start in engine.starts:
-        if (found := projected(space, start.parameters, usual)) is not None:
+        wanted = {name: _first_of(space, name, values) for name, values in start.alternatives.items()}
+        if (found := projected(space, wanted, usual)) is not None:
             yield First(dict(found), f"{engine.name}: {start.description}")
+
+
+def _first_of(space: Space, name: str, values: Sequence[ParameterValue]) -> ParameterValue:
+    """The first that the task searches; the first of all when it searches none of them."""
+    parameter = space.parameters.get(name)
+    return next((v for v in values if parameter is not None and coordinate(parameter, v) is not None), values[0])
 
 
 def _earlier(setup: Setup, found: Found, space: Space, usual: Parameters) -> Iterator[First]:
@@ -164,8 +176,10 @@ def _nearest(parameter: Parameter, name: str, wanted: Parameters, usual: Paramet
     for source in (wanted, usual):
         if name in source and (at := _coordinate(parameter, source[name])) is not None:
             return at
-    if isinstance(parameter, Choice):  # the flag left out is the engine's own choice
-        return parameter.values.index(None) if None in parameter.values else 0
+    if isinstance(parameter, Choice) and None in parameter.values:  # the flag left out is the engine's own choice
+        return parameter.values.index(None)
+    if isinstance(parameter, Choice):
+        return len(parameter.values) // 2 if is_ordered(parameter) else 0
     return 0 if isinstance(parameter, Boolean) else 0.5
 
 

@@ -13,7 +13,7 @@ import pytest
 from raytune_autotuner import history, reuse, warm_start
 from raytune_autotuner.earlier import Found, age, recent
 from raytune_autotuner.engines.engine import load_engine
-from raytune_autotuner.errors import FailureClass
+from raytune_autotuner.errors import FailureClass, SpecError
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.identity import engine_version, hardware, identity, unlike
 from raytune_autotuner.measuring import in_words
@@ -51,7 +51,7 @@ def setup(storage: Path, name: str = "new", of: Task | None = None, **changes: A
 
 
 BEST = {"threads": 4, "parallel": 2}
-SECOND = {"threads": 2, "parallel": 8}
+SECOND = {"threads": 4, "parallel": 8}
 DEAD = {"threads": 1, "parallel": 8}
 
 
@@ -174,14 +174,58 @@ def test_experiments_are_near_or_far(changes: dict[str, Any], how_far: float, tm
 
 
 def test_a_configuration_from_elsewhere_is_brought_into_the_space() -> None:
-    """The nearest value that there is; what it does not say stays as usual; a broken constraint leaves it out."""
+    """The nearest value; what it does not say is as usual, or in the middle where that is unknown; constraints hold."""
     engine = load_engine("llamacpp")
     space = Space.of(task(), engine)
     assert warm_start.projected(space, {"threads": 3.6, "parallel": 99}, {}) == {"threads": 4, "parallel": 8}
-    assert warm_start.projected(space, {"threads": True}, {"parallel": 3}) == {"threads": 1, "parallel": 3}
+    assert warm_start.projected(space, {"threads": True}, {"parallel": 3}) == {"threads": 2, "parallel": 3}
     assert warm_start.projected(space, {"batch_size": 5}, {}) is None
     tight = Space.of(task(constraints=["threads * parallel <= 8"]), engine)
     assert warm_start.projected(tight, {"threads": 4, "parallel": 8}, {}) is None
+
+
+STARTS = """
+command: [serve]
+gpus: "1"
+health: /health
+server_engine: vLLM
+parameters:
+  quantization: {flag: --quantization, type: choice, values: [fp8, awq, int8], help: h}
+  size: {flag: --size, type: int, low: 1, high: 64, help: h}
+description: d
+starts:
+  - {description: small, parameters: {quantization: [fp8, awq], size: 4}}
+  - {description: as it is, parameters: {size: 16}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "first"), [([None, "awq", "fp8"], "fp8"), ([None, "awq"], "awq"), ([None, "int8"], None)]
+)
+def test_of_several_values_of_a_start_the_first_that_is_searched_counts(
+    values: list[str | None], first: str | None, tmp_path: Path
+) -> None:
+    """Where none of them is, the flag stays out; what equals the baseline is told by the search."""
+    (tmp_path / "own.yaml").write_text(STARTS)
+    engine = load_engine(own := str(tmp_path / "own.yaml"))
+    parameters = {
+        "quantization": {"type": "choice", "values": values},
+        "size": {"type": "choice", "values": [4, 8, 16]},
+    }
+    points = warm_start.engine_points(engine, Space.of(task(engine=own, parameters=parameters), engine), {})
+    assert [point.parameters for point in points] == [
+        {"quantization": first, "size": 4},
+        {"quantization": None, "size": 16},
+    ]
+
+
+def test_a_start_speaks_of_parameters_and_values_of_its_engine(tmp_path: Path) -> None:
+    """Each of several values."""
+    (tmp_path / "own.yaml").write_text(STARTS.replace("[fp8, awq]", "[fp8, fp4]").replace("{size: 16}", "{sise: 16}"))
+    with pytest.raises(SpecError) as caught:
+        load_engine(str(tmp_path / "own.yaml"))
+    assert "starts: quantization: 'fp4' is not among the values" in str(caught.value)
+    assert "starts: sise is no parameter of this engine" in str(caught.value)
 
 
 def test_measurements_are_taken_over_where_everything_is_equal(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -291,6 +292,39 @@ def test_who_would_gain_next_to_nothing_does_not_go_on(gain: float, goes_on: boo
             chosen.hear(parameters, report(-speed, 1))
             chosen.hear(parameters, report(-1.1 * speed, 2))
     assert chosen.goes_on(parameters) is goes_on
+
+
+@pytest.mark.parametrize(("outlook", "goes_on"), [(0.1, False), (1e-4, True)])
+def test_who_gains_little_goes_on_where_nothing_else_promises_more(outlook: float, goes_on: bool) -> None:
+    """At the end of a search, when all that is left are small gains."""
+    chosen = source()
+    for n, speed in enumerate([1000.0, 1020.0, 1040.0] * 3):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        chosen.hear(parameters, report(-speed * (1.005 if n == 8 else 1), 1))
+        if n < 8:
+            chosen.hear(parameters, report(-1.1 * speed, 2))
+    chosen._outlook = math.log(outlook)
+    assert chosen.goes_on(parameters) is goes_on
+
+
+def test_the_baseline_teaches_as_far_as_its_parameters_are_known() -> None:
+    """The runtime's flags say what it is; what they leave open is no value of the space."""
+    usual = {"tp_size": 4, "attention_backend": "fa3", "chunked_prefill_size": 3000}
+    encoding = Encoding(space(**SMALL))
+    assert encoding.usual(usual) == encoding.row(
+        {"tp_size": 4, "attention_backend": "fa3", "enable_mixed_chunk": False}
+    )
+    tried = [Trying(encoding.row({**SLOW, "tp_size": n})) for n in (1, 2)]
+    for one, loss in zip(tried, (-100.0, -110.0), strict=True):
+        one.losses, one.slo = {0: loss}, {0: 0.5}
+    baseline = Trying(encoding.usual(usual), {0: -900.0}, {0: 0.5})
+    rows = encoding.rows([{**SLOW, "tp_size": 4, "attention_backend": kernel} for kernel in ("fa3", "triton")])
+    like, unlike = Beliefs(encoding.ordered.tolist()).prospects(rows, [baseline, *tried], None, learn=True)[0]
+    assert like > unlike
+
+
+SLOW: Parameters = {"chunked_prefill_size": 1024, "attention_backend": "triton", "enable_mixed_chunk": False}
 
 
 def test_a_broken_slo_does_not_go_on_beside_kept_ones() -> None:

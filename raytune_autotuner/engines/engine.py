@@ -163,7 +163,13 @@ class Preset(Model):
 
 class Start(Model):
     description: str
-    parameters: dict[str, ParameterValue] = Field(min_length=1)
+    parameters: dict[str, ParameterValue | tuple[ParameterValue, ...]] = Field(
+        min_length=1, description="a value, or several, of which the first that the task searches counts"
+    )
+
+    @property
+    def alternatives(self) -> dict[str, tuple[ParameterValue, ...]]:
+        return {name: value if isinstance(value, tuple) else (value,) for name, value in self.parameters.items()}
 
 
 class Engine(Model):
@@ -255,12 +261,13 @@ def _preset_faults(engine: Engine, preset: str, content: Preset) -> Iterator[str
 
 
 def _start_faults(engine: Engine, start: Start) -> Iterator[str]:
-    for name, value in start.parameters.items():
+    for name, values in start.alternatives.items():
         known = engine.parameters.get(name)
         if known is None:
             yield f"starts: {name} is no parameter of this engine"
-        elif known.values and value is not None and value not in known.values:
-            yield f"starts: {name}: {value!r} is not among the values"
+        elif known.values:
+            wrong = [value for value in values if value is not None and value not in known.values]
+            yield from (f"starts: {name}: {value!r} is not among the values" for value in wrong)
 
 
 def engine_names() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from raytune_autotuner.planning.space import Space
@@ -23,6 +23,8 @@ class Lessons:
     """Those that are being measured; they are told later, under their hash."""
     first: tuple[Parameters, ...] = ()
     """What is to be tried first, best guess first; may hold what is known already, or what is not in the space."""
+    usual: Parameters = field(default_factory=dict)
+    """What parameters are in the baseline, which gives none of them, as far as it is known."""
     ended: tuple[TrialRecord, ...] = ()
     """All there is about ``told`` and the baseline, for a ``Judge``."""
 

@@ -34,8 +34,10 @@ KEPT = 0.5
 """Taken for an SLO that was kept, or is not there at all, when it is not known by how much: safely."""
 SLO_BEHIND, LOSS_BEHIND = 0.03, 0.08
 """Whoever is behind the best at the same rung by more than this does not go on."""
+SHARE = 0.3
+"""Going on is worth it when it promises this share of what the best one that nobody tried does, per GPU …"""
 WORTHWHILE, LEADING = 0.015, 0.002
-"""Going on is worth it when no less is expected to be gained, as a logarithm; the second is for the best so far."""
+"""… or the first of these, as a logarithm; the second is the least that is worth it, and enough for the best so far."""
 NOTHING_MORE = math.log(0.002)
 """When nobody is worth more (gain × odds), the model sees nothing left to gain."""
 LIKELY, UNLIKELY = math.log(0.2), math.log(0.1)
@@ -76,8 +78,10 @@ class Adaptive:
         self._parameters: dict[str, Parameters] = {}
         self._keys: dict[str, str] = {}
         self._nodes: dict[str, int] = {}
-        self._baseline = Trying([])
+        self._baseline = Trying(self._encoding.usual(lessons.usual))
         self._learnt = -RELEARN
+        self._outlook = 0.0
+        """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
         self._startup = startup
         self._remember(lessons)
         first = within(space, lessons.first)
@@ -161,11 +165,18 @@ class Adaptive:
             return False
         if len(peers) < PEERS:
             return one.at(left) == best and left in self._baseline.losses
-        tried = most_telling(list(self._tried.values()))
-        finals = [each for each in tried if WHOLE in each.losses]
-        heard = [each for each in tried if each.slo]
+        heard = [each for each in self._telling() if each.slo]
+        finals = [each for each in heard if WHOLE in each.losses]
         leads = all(logarithm(loss) < logarithm(each.losses[left]) - XI for each in rivals)
-        return self._beliefs.may_win(one, finals, heard, self._bar(), gain=LEADING if leads else WORTHWHILE)
+        elsewhere = SHARE * self._price(parameters) * math.exp(self._outlook)
+        gain = LEADING if leads else min(WORTHWHILE, max(LEADING, elsewhere))
+        return self._beliefs.may_win(one, finals, heard, self._bar(), gain=gain)
+
+    def _telling(self) -> list[Trying]:
+        return [self._baseline, *most_telling(list(self._tried.values()))]
+
+    def _price(self, parameters: Parameters) -> float:
+        return max(1.0, self._cost(parameters))
 
     def _bar(self) -> float | None:
         kept = self._baseline.slo.get(WHOLE, 2.0) <= 1
@@ -178,15 +189,15 @@ class Adaptive:
         readings = sum(len(each.slo) + (each.failure is not None) for each in self._tried.values())
         learn = readings >= self._learnt + RELEARN
         self._learnt = readings if learn else self._learnt
-        gain, keeps, works = self._beliefs.prospects(
-            rows, most_telling(list(self._tried.values())), self._bar(), learn=learn
-        )
+        gain, keeps = self._beliefs.prospects(rows, self._telling(), self._bar(), learn=learn)
+        works = self._beliefs.log_works(rows, most_telling(list(self._tried.values())))
+        price = np.log([self._price(parameters) for parameters in pool])
         worth = gain + keeps + CAUTION * works
+        self._outlook = float((worth - price).max())
         if worth.max() < NOTHING_MORE:
             worth[self._is_near_the_best(pool) & (keeps + works > LIKELY)] += FIRST
         worth[self._has_news(rows) & (works > UNLIKELY)] += FIRST
-        worth -= np.log([max(1.0, self._cost(parameters)) for parameters in pool])
-        return pool[int(np.argmax(worth + 1e-3 * self._rng.gumbel(size=len(pool))))]
+        return pool[int(np.argmax(worth - price + 1e-3 * self._rng.gumbel(size=len(pool))))]
 
     def _is_near_the_best(self, pool: list[Parameters]) -> NDArray[np.bool_]:
         """Which differ from the best so far in one parameter: asked when the model sees nothing left to gain.

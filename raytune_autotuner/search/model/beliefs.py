@@ -130,11 +130,11 @@ class Beliefs:
         self._slo = Process(Kernel(with_rung_and_node, {rung: -1.0, node: -4.0}))
 
     def prospects(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
-        """How much each is expected to improve on the best so far, the odds that it keeps the SLO, and that it works.
+        """How much each is expected to improve on the best so far, and the odds that it keeps the SLO.
 
-        As logarithms, shape (3, n). ``bar`` is a loss that is there anyway: the baseline's.
+        As logarithms, shape (2, n). ``bar`` is a loss that is there anyway: the baseline's.
         """
-        return np.stack([*self._log_gain(rows, tried, bar, learn), self.log_works(rows, tried)])
+        return np.stack(self._log_gain(rows, tried, bar, learn))
 
     def may_win(
         self, one: Trying, finals: Sequence[Trying], tried: Sequence[Trying], bar: float | None, *, gain: float

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raytune_autotuner.engines.command import usual_values
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
-from raytune_autotuner.search import Limits, Proposer, RandomSource, make_scheduler, make_source
+from raytune_autotuner.search import Lessons, Limits, Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.verdict import Ask
+from raytune_autotuner.warm_start import engine_points
 from tests.emulator.simulation.controller import History
 from tests.emulator.simulation.experience import Experience, Experienced
 from tests.emulator.simulation.plain import PLAIN, Arm, play, too_large
@@ -63,13 +65,16 @@ class OpenGate:
         return TrialRecord(trial, self._world.study.name, 0, {}, "failed", "")
 
 
-def ours(table: Table, seed: int, *, raising: bool = False, **changes: Any) -> History:
-    """This program: source, ``Proposer`` and scheduler of an experiment; ``changes`` are to ``optimization``."""
+def ours(table: Table, seed: int, *, raising: bool = False, cold: bool = False, **changes: Any) -> History:
+    """This program: source, ``Proposer`` and scheduler of an experiment; ``changes`` are to ``optimization``.
+
+    ``cold`` begins without the points of the engine file.
+    """
     world = table.world
     said = {"max_iterations": TRIALS, **changes, "seed": seed}
     task = world.task.model_copy(update={"optimization": world.task.optimization.model_copy(update=said)})
     rungs = ladder(task)
-    source = make_source(task, world.space, cost=world.gpus)
+    source = make_source(task, world.space, _lessons(world, cold), world.gpus)
     experience = None if raising else Experience(table)
     proposer = Proposer(
         source,
@@ -82,6 +87,13 @@ def ours(table: Table, seed: int, *, raising: bool = False, **changes: Any) -> H
     return play(table, seed, search, make_scheduler(task.optimization, len(rungs), (), source), rungs, raising)
 
 
+def _lessons(world: World, cold: bool) -> Lessons:
+    """What a search begins with in a storage without earlier experiments."""
+    usual = usual_values(world.engine, world.args)
+    points = [] if cold else engine_points(world.engine, world.space, usual)
+    return Lessons(first=tuple(point.parameters for point in points), usual=usual)
+
+
 def default(table: Table, seed: int) -> History:
     """What a task gets that says nothing of how to search."""
     return ours(table, seed)
@@ -90,6 +102,11 @@ def default(table: Table, seed: int) -> History:
 def unaware(table: Table, seed: int) -> History:
     """The default, but a configuration that cannot work is an error like any other."""
     return ours(table, seed, raising=True)
+
+
+def cold(table: Table, seed: int) -> History:
+    """The default, but it begins without what the engine file holds worth trying first (``warm_start: false``)."""
+    return ours(table, seed, cold=True)
 
 
 def whole(table: Table, seed: int) -> History:
@@ -102,5 +119,5 @@ def tpe(table: Table, seed: int) -> History:
     return ours(table, seed, strategy="bayesian")
 
 
-OURS: Mapping[str, Arm] = {"default": default, "unaware": unaware, "whole": whole, "tpe": tpe}
+OURS: Mapping[str, Arm] = {"default": default, "cold": cold, "unaware": unaware, "whole": whole, "tpe": tpe}
 ARMS: Mapping[str, Arm] = {**OURS, **PLAIN}

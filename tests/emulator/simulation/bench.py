@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
-from raytune_autotuner import search
+from raytune_autotuner import search, warm_start
 from tests.emulator.simulation import arms, controller, judge, luck, plain, trials
 from tests.emulator.simulation import study as studies
 from tests.emulator.simulation.arms import ARMS, OURS
@@ -94,8 +94,13 @@ def _key(name: str, arm: str) -> str:
     found = table(name)
     files = [Path(module.__file__ or "") for module in (controller, judge, luck, plain, studies, trials)]
     if arm in OURS:
-        files += [Path(arms.__file__ or ""), *sorted(Path(search.__file__ or "").parent.rglob("*.py"))]
-    parts = [found.key, found.world.study.model_dump_json(), *map(code, files)]
+        files += [
+            Path(arms.__file__ or ""),
+            Path(warm_start.__file__ or ""),
+            *sorted(Path(search.__file__ or "").parent.rglob("*.py")),
+        ]
+    starts = [start.model_dump_json() for start in found.world.engine.starts] if arm in OURS else []
+    parts = [found.key, found.world.study.model_dump_json(), *starts, *map(code, files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
@@ -158,7 +163,7 @@ def main(words: Sequence[str]) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="scripts/bench_search", description=__doc__)
     parser.add_argument("--studies", nargs="+", default=study_names(), help="names, or files")
-    parser.add_argument("--arms", nargs="+", default=["default", "unaware", *PLAIN], choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=["default", "cold", "unaware", *PLAIN], choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--jobs", type=int, default=1, help="processes")

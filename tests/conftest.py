@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import anyio
 import pytest
+
+for _name in dir(anyio):
+    # It imports its parts when they are first used: in the threads of the servers that tests start. pytest rewrites
+    # them, as they belong to a plugin, and CPython 3.11 may fail to parse there ("AST constructor recursion depth").
+    getattr(anyio, _name)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

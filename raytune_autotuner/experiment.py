@@ -23,7 +23,6 @@ from ray import tune
 from raytune_autotuner import lock, reuse, sessions, warm_start
 from raytune_autotuner.actor import actor_class
 from raytune_autotuner.earlier import Found
-from raytune_autotuner.engines.command import usual_values
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import Course, ExperimentGate
@@ -197,7 +196,7 @@ def _lessons(setup: Setup, past: Past, first: Sequence[First]) -> Lessons:
     lessons = past.lessons()
     known = {config_hash(parameters) for parameters in (*(told for told, _ in lessons.told), *lessons.open)}
     new = tuple(each.parameters for each in first if config_hash(each.parameters) not in known)
-    return replace(lessons, first=new, usual=usual_values(setup.engine, setup.runtime_args))
+    return replace(lessons, first=new, usual=setup.launch.usual())
 
 
 def _tune(

@@ -15,11 +15,10 @@ from dataclasses import asdict, dataclass
 from difflib import SequenceMatcher
 
 from raytune_autotuner.earlier import Earlier, Found, age
-from raytune_autotuner.engines.command import usual_values
 from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.identity import Identity, identity
-from raytune_autotuner.planning.space import Space, coordinate, count, grid_value, is_ordered
+from raytune_autotuner.planning.space import Space, coordinate, count, grid_value
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
@@ -56,11 +55,11 @@ def first_points(setup: Setup, found: Found) -> tuple[First, ...]:
     if not optimization.warm_start or optimization.strategy == "grid_search" or not space.dimensions:
         return ()
     room = max(1, optimization.max_iterations // 2)
-    usual = usual_values(setup.engine, setup.runtime_args)
+    usual = setup.launch.usual()
     presets = engine_points(setup.engine, space, usual)
-    seen = {config_hash({}), *(config_hash(point.parameters) for point in presets)}
     most = min(EARLIER_POINTS, max(room // 2, room - len(presets)))
-    earlier = list(_new(_earlier(setup, found, space, usual), seen))[:most]
+    points = list(_new((*presets, *_earlier(setup, found, space, usual))))
+    earlier = points[len(presets) :][:most]
     return (*presets[: max(0, room - len(earlier))], *earlier)
 
 
@@ -78,7 +77,9 @@ def load(folder: ExperimentFolder) -> tuple[First, ...] | None:
     return None if text is None else tuple(First(**point) for point in json.loads(text))
 
 
-def _new(points: Iterable[First], seen: set[str]) -> Iterator[First]:
+def _new(points: Iterable[First]) -> Iterator[First]:
+    """Each once, without the baseline."""
+    seen = {config_hash({})}
     for point in points:
         if (name := config_hash(point.parameters)) not in seen:
             seen.add(name)
@@ -87,13 +88,13 @@ def _new(points: Iterable[First], seen: set[str]) -> Iterator[First]:
 
 def engine_points(engine: Engine, space: Space, usual: Parameters) -> list[First]:
     """The engine file's own; what they do not say stays as it is in the baseline (``usual``)."""
-    return list(_new(_starts(engine, space, usual), {config_hash({})}))[:PRESET_POINTS]
+    return list(_new(_starts(engine, space, usual)))[:PRESET_POINTS]
 
 
 def _starts(engine: Engine, space: Space, usual: Parameters) -> Iterator[First]:
     for start in engine.starts:
         wanted = {name: _first_of(space, name, values) for name, values in start.alternatives.items()}
-        if (found := projected(space, wanted, usual)) is not None:
+        if (found := projected(engine, space, wanted, usual)) is not None:
             yield First(dict(found), f"{engine.name}: {start.description}")
 
 
@@ -108,7 +109,7 @@ def _earlier(setup: Setup, found: Found, space: Space, usual: Parameters) -> Ite
     far = [(distance(setup, mine, earlier), earlier) for earlier in found.experiments]
     for how_far, earlier in sorted((pair for pair in far if pair[0] <= FARTHEST), key=lambda pair: pair[0]):
         for place, parameters in enumerate(earlier.best(OF_ONE), 1):
-            if (point := projected(space, parameters, usual)) is not None:
+            if (point := projected(setup.engine, space, parameters, usual)) is not None:
                 what = f"number {place} of {earlier.name}, {age(earlier.ended_at)} old, at distance {how_far:.1f}"
                 yield First(dict(point), what)
 
@@ -157,42 +158,44 @@ def _apart(one: float, other: float) -> float:
     return min(1.0, abs(math.log2((one + 1) / (other + 1))) / OCTAVES)
 
 
-def projected(space: Space, wanted: Parameters, usual: Parameters) -> Parameters | None:
+def projected(engine: Engine, space: Space, wanted: Parameters, usual: Parameters) -> Parameters | None:
     """The configuration of a space that is nearest to one from elsewhere.
 
     ``None`` when they have no parameter in common, or when it breaks a constraint. What is not wanted stays as usual.
     """
     if not wanted.keys() & space.parameters.keys():
         return None
-    point = {
-        dimension.name: _nearest(space.parameters[dimension.name], dimension.name, wanted, usual)
-        for dimension in space.dimensions
-    }
+    point = {}
+    for name, parameter in space.parameters.items():
+        known = engine.parameters.get(name)
+        typical = {name: known.typical} if known else {}
+        values = [said[name] for said in (wanted, usual, typical) if name in said]
+        point[name] = _nearest(parameter, values, known.unlimited if known else None)
     found = space.configuration(point)
     return None if space.problem(found) else found
 
 
-def _nearest(parameter: Parameter, name: str, wanted: Parameters, usual: Parameters) -> float | int:
-    for source in (wanted, usual):
-        if name in source and (at := _coordinate(parameter, source[name])) is not None:
+def _nearest(parameter: Parameter, values: Iterable[ParameterValue], most: float | None) -> float | int:
+    """Where the first of these values is that the parameter has, or has one that is near; ``most`` is no limit."""
+    for value in values:
+        if (at := _coordinate(parameter, value, most)) is not None:
             return at
-    if isinstance(parameter, Choice) and None in parameter.values:  # the flag left out is the engine's own choice
-        return parameter.values.index(None)
-    if isinstance(parameter, Choice):
-        return len(parameter.values) // 2 if is_ordered(parameter) else 0
-    return 0 if isinstance(parameter, Boolean) else 0.5
+    if isinstance(parameter, Choice | Boolean):
+        return 0
+    return 0.5
 
 
-def _coordinate(parameter: Parameter, value: ParameterValue) -> float | int | None:
+def _coordinate(parameter: Parameter, value: ParameterValue, most: float | None) -> float | int | None:
     if (found := coordinate(parameter, value)) is not None:
         return found
     if isinstance(value, bool) or not isinstance(value, int | float) or isinstance(parameter, Boolean):
         return None
+    wanted = math.inf if value == most else value
     if isinstance(parameter, Choice):
         numbers = [v for v in parameter.values if isinstance(v, int | float) and not isinstance(v, bool)]
-        near = min(numbers, key=lambda v: abs(v - value), default=None)
+        near = min(numbers, key=lambda v: (abs(v - wanted), -v), default=None)
         return None if near is None else coordinate(parameter, near)
-    inside = min(max(value, parameter.low), parameter.high)
+    inside = min(max(wanted, parameter.low), parameter.high)
     steps = count(parameter)
     index = None if steps is None else min(steps - 1, round((inside - parameter.low) / (parameter.step or 1)))
     return coordinate(parameter, inside if index is None else grid_value(parameter, index))

@@ -108,3 +108,21 @@ def test_only_what_has_the_same_command_line_is_equal(before: list[Parameters], 
     found = known.same_as(asked)
     assert known.launch.values(found) == known.launch.values(asked)
     assert found == asked or found in [{}, *before]
+
+
+def test_what_a_start_without_parameters_comes_to() -> None:
+    """By the command line, else by the engine file; what the engine decides itself, and raw words, are not in it."""
+    vllm = load_engine("vllm")
+    raw = {"mine": "--mine", "yours": "--yours"}
+    found = Launch(vllm, ("--block-size", "32", "-O", "3", "--yours", "7"), ("--async-scheduling",), raw).usual()
+    expected = {
+        "block_size": 32,
+        "optimization_level": 3,
+        "async_scheduling": True,
+        "kv_cache_dtype": "auto",
+        "enforce_eager": False,
+        "max_num_seqs": None,
+        "mine": None,
+    }
+    assert {name: found[name] for name in expected} == expected
+    assert not {"enable_prefix_caching", "enable_chunked_prefill", "yours"} & set(found)

@@ -15,12 +15,13 @@ from raytune_autotuner.earlier import Found, age, recent
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import FailureClass, SpecError
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.foresight import Launch
 from raytune_autotuner.identity import engine_version, hardware, identity, unlike
 from raytune_autotuner.measuring import in_words
 from raytune_autotuner.planning.experience import experience
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.planning.space import Space
-from raytune_autotuner.records import Failure, Knee, Reused, TrialId, config_hash
+from raytune_autotuner.records import Failure, Knee, Parameters, Reused, TrialId, config_hash
 from raytune_autotuner.results import document, load_results, to_text
 from raytune_autotuner.search.proposer import Past
 from raytune_autotuner.storage import Storage
@@ -174,14 +175,57 @@ def test_experiments_are_near_or_far(changes: dict[str, Any], how_far: float, tm
 
 
 def test_a_configuration_from_elsewhere_is_brought_into_the_space() -> None:
-    """The nearest value; what it does not say is as usual, or in the middle where that is unknown; constraints hold."""
+    """The nearest value; what it does not say is as usual; constraints hold."""
     engine = load_engine("llamacpp")
     space = Space.of(task(), engine)
-    assert warm_start.projected(space, {"threads": 3.6, "parallel": 99}, {}) == {"threads": 4, "parallel": 8}
-    assert warm_start.projected(space, {"threads": True}, {"parallel": 3}) == {"threads": 2, "parallel": 3}
-    assert warm_start.projected(space, {"batch_size": 5}, {}) is None
+    assert warm_start.projected(engine, space, {"threads": 3.6, "parallel": 99}, {}) == {"threads": 4, "parallel": 8}
+    assert warm_start.projected(engine, space, {"threads": True}, {"parallel": 3}) == {"threads": 1, "parallel": 3}
+    assert warm_start.projected(engine, space, {"batch_size": 5}, {}) is None
     tight = Space.of(task(constraints=["threads * parallel <= 8"]), engine)
-    assert warm_start.projected(tight, {"threads": 4, "parallel": 8}, {}) is None
+    assert warm_start.projected(engine, tight, {"threads": 4, "parallel": 8}, {}) is None
+
+
+SGLANG = {
+    "tp_size": {"type": "choice", "values": [4, 2, 1]},
+    "chunked_prefill_size": {"type": "choice", "values": [1024, 4096, 16384]},
+    "max_running_requests": {"type": "choice", "values": [None, 64, 256]},
+    "enable_mixed_chunk": {"type": "bool"},
+}
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        ((), {}),
+        (("--chunked-prefill-size", "-1"), {"chunked_prefill_size": 16384}),
+        (("--chunked-prefill-size", "9000", "--max-running-requests", "300"), {"max_running_requests": 256}),
+        (("--enable-mixed-chunk", "--chunked-prefill-size", "3000"), {"enable_mixed_chunk": True}),
+    ],
+)
+def test_what_a_start_does_not_say_is_as_the_runtime_has_it_or_as_is_typical(
+    args: tuple[str, ...], expected: Parameters
+) -> None:
+    """A flag that is left out stays so where the task allows it; no limit is the largest number."""
+    engine = load_engine("sglang")
+    known = engine.parameters["chunked_prefill_size"].model_copy(update={"typical": 5000})
+    engine = engine.model_copy(update={"parameters": {**engine.parameters, "chunked_prefill_size": known}})
+    space = Space.of(task(engine="sglang", parameters=SGLANG), engine)
+    found = warm_start.projected(engine, space, {"tp_size": 2}, Launch(engine, args).usual())
+    usual = {"chunked_prefill_size": 4096, "max_running_requests": None, "enable_mixed_chunk": False}
+    assert found == {"tp_size": 2, **usual, **expected}
+
+
+def test_what_vllm_turns_on_itself_is_not_turned_off_by_a_start() -> None:
+    """Of a switch with two flags, saying nothing is not the same as off."""
+    engine = load_engine("vllm")
+    switches = ["enable_prefix_caching", "enable_chunked_prefill", "async_scheduling"]
+    searched = {"max_num_seqs": {"type": "int", "low": 1, "high": 9}, **{name: {"type": "bool"} for name in switches}}
+    space = Space.of(task(engine="vllm", parameters=searched), engine)
+    found = warm_start.projected(engine, space, {"max_num_seqs": 4}, Launch(engine).usual())
+    assert found == {"max_num_seqs": 4, **dict.fromkeys(switches, True)}
+    found = warm_start.projected(engine, space, {"max_num_seqs": 4}, Launch(engine, ("--no-async-scheduling",)).usual())
+    assert found is not None
+    assert (found["async_scheduling"], found["enable_prefix_caching"]) == (False, True)
 
 
 STARTS = """
@@ -226,6 +270,23 @@ def test_a_start_speaks_of_parameters_and_values_of_its_engine(tmp_path: Path) -
         load_engine(str(tmp_path / "own.yaml"))
     assert "starts: quantization: 'fp4' is not among the values" in str(caught.value)
     assert "starts: sise is no parameter of this engine" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        ("[]", "starts.1.parameters.size"),
+        ("many", "starts: size: 'many' is not of type int"),
+        ("[16, true]", "starts: size: True is not of type int"),
+        ("16.5", "starts: size: 16.5 is not of type int"),
+    ],
+)
+def test_a_value_of_a_start_is_of_the_type_of_its_parameter(value: str, fault: str, tmp_path: Path) -> None:
+    """And there is at least one."""
+    (tmp_path / "own.yaml").write_text(STARTS.replace("{size: 16}", f"{{size: {value}}}"))
+    with pytest.raises(SpecError) as caught:
+        load_engine(str(tmp_path / "own.yaml"))
+    assert fault in str(caught.value)
 
 
 def test_measurements_are_taken_over_where_everything_is_equal(tmp_path: Path) -> None:

@@ -310,18 +310,28 @@ def test_who_gains_little_goes_on_where_nothing_else_promises_more(outlook: floa
 
 def test_the_baseline_teaches_as_far_as_its_parameters_are_known() -> None:
     """The runtime's flags say what it is; what they leave open is no value of the space."""
-    usual = {"tp_size": 4, "attention_backend": "fa3", "chunked_prefill_size": 3000}
+    known = space(**SMALL).part({"tp_size": 4, "attention_backend": "fa3", "chunked_prefill_size": 3000})
+    assert known == {"tp_size": 4, "attention_backend": "fa3"}
     encoding = Encoding(space(**SMALL))
-    assert encoding.usual(usual) == encoding.row(
-        {"tp_size": 4, "attention_backend": "fa3", "enable_mixed_chunk": False}
-    )
     tried = [Trying(encoding.row({**SLOW, "tp_size": n})) for n in (1, 2)]
     for one, loss in zip(tried, (-100.0, -110.0), strict=True):
         one.losses, one.slo = {0: loss}, {0: 0.5}
-    baseline = Trying(encoding.usual(usual), {0: -900.0}, {0: 0.5})
+    baseline = Trying(encoding.row(known), {0: -900.0}, {0: 0.5})
     rows = encoding.rows([{**SLOW, "tp_size": 4, "attention_backend": kernel} for kernel in ("fa3", "triton")])
     like, unlike = Beliefs(encoding.ordered.tolist()).prospects(rows, [baseline, *tried], None, learn=True)[0]
     assert like > unlike
+
+
+@pytest.mark.parametrize("outcome", [None, "failed"])
+def test_a_baseline_that_failed_is_no_rival(outcome: str | None) -> None:
+    """One that runs is: what it showed at its first rung is what others are compared with."""
+    chosen = source()
+    chosen.hear({}, report(-9000.0, 1, outcome=outcome))
+    for n in range(5):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        chosen.hear(parameters, report(-1000.0 - n, 1))
+    assert chosen.goes_on(parameters) is (outcome == "failed")
 
 
 SLOW: Parameters = {"chunked_prefill_size": 1024, "attention_backend": "triton", "enable_mixed_chunk": False}

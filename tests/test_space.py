@@ -48,6 +48,24 @@ def test_names_are_the_engines() -> None:
     assert s.problem({"tp_size": 2, "mine": 2}) == "the constraint `tp * mine < 4` does not hold with mine=2, tp=2"
 
 
+def test_a_part_is_what_the_space_has_of_given_values() -> None:
+    """Without what depends on something that is not known; a flag that is left out is false."""
+    s = space(
+        {
+            "tp_size": choice(1, 2),
+            "page_size": choice(1, 16, when="tp_size > 1"),
+            "enable_mixed_chunk": {"type": "bool"},
+            "quantization": choice(None, "fp8"),
+        }
+    )
+    given = {"page_size": 16, "enable_mixed_chunk": None, "quantization": None, "dp_size": 4}
+    rest = {"enable_mixed_chunk": False, "quantization": None}
+    assert s.part({"tp_size": 2, **given}) == {"tp_size": 2, "page_size": 16, **rest}
+    assert s.part({"tp_size": 1, **given}) == {"tp_size": 1, **rest}
+    assert s.part({"tp_size": 4, **given}) == rest
+    assert s.part({}) == {}
+
+
 def test_dimensions() -> None:
     """A choice is an index, a range a number in the unit interval; the size counts the values."""
     s = space(

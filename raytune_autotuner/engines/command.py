@@ -119,12 +119,6 @@ def spoken(engine: Engine, args: Sequence[str]) -> dict[str, Hashable]:
     return said
 
 
-def usual_values(engine: Engine, runtime_args: Sequence[str]) -> dict[str, ParameterValue]:
-    """What parameters are when a trial leaves them out: by the runtime's own arguments, else by the engine file."""
-    defaults = {name: p.default for name, p in engine.parameters.items() if p.default is not None}
-    return {**defaults, **dict(_values(engine, arguments.split(runtime_args)))}
-
-
 def _values(engine: Engine, options: Iterable[Option]) -> Iterator[tuple[str, ParameterValue]]:
     """The parameters that stand in a command line."""
     for option in options:
@@ -137,6 +131,8 @@ def _value(parameter: EngineParameter, option: Option) -> ParameterValue:
     if not option.values:
         return option.flag != parameter.off_flag
     word = option.values[0]
+    if parameter.type == "choice":
+        return next((value for value in parameter.values if str(value) == word), word)
     try:
         return int(word) if parameter.type == "int" else float(word) if parameter.type == "float" else word
     except ValueError:

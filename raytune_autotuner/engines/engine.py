@@ -39,6 +39,9 @@ Flag = Annotated[str, Field(pattern=r"^--?[A-Za-z][A-Za-z0-9_.-]*$")]
 Regex = Annotated[str, AfterValidator(_regex)]
 
 
+TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
+
+
 class EngineParameter(Model):
     """One launch parameter of an engine."""
 
@@ -48,6 +51,7 @@ class EngineParameter(Model):
     values: tuple[Scalar, ...] = Field((), description="type choice: what the engine accepts")
     off_flag: Flag | None = Field(None, description="the flag that turns it off; without one, False leaves it out")
     default: Scalar = Field(None, description="the engine's own, where it is the same for every model and GPU")
+    typical: Scalar = Field(None, description="what the engine about makes it, where that differs by model or GPU")
     unlimited: float | None = Field(None, description="the number that means no limit, such as -1")
     low: float | None = Field(None, description="sensible limits of a search, not of the engine")
     high: float | None = None
@@ -63,7 +67,23 @@ class EngineParameter(Model):
             raise ValueError("values belong to type choice, and only there")
         if self.off_flag and self.type != "bool":
             raise ValueError("off_flag belongs to type bool")
+        for field in ("default", "typical"):
+            if (value := getattr(self, field)) is not None and not self.takes(value):
+                raise ValueError(f"{field}: {value!r} is {self.strange}")
         return self
+
+    def takes(self, value: ParameterValue) -> bool:
+        """Whether it may have this value, sensible or not."""
+        if self.type == "choice":
+            return value in self.values
+        if isinstance(value, bool):
+            return self.type == "bool"
+        return isinstance(value, TYPES[self.type])
+
+    @property
+    def strange(self) -> str:
+        """What is wrong with a value that it does not take."""
+        return "not among the values" if self.values else f"not of type {self.type}"
 
     @cached_property
     def flags(self) -> frozenset[str]:
@@ -163,7 +183,7 @@ class Preset(Model):
 
 class Start(Model):
     description: str
-    parameters: dict[str, ParameterValue | tuple[ParameterValue, ...]] = Field(
+    parameters: dict[str, ParameterValue | Annotated[tuple[ParameterValue, ...], Field(min_length=1)]] = Field(
         min_length=1, description="a value, or several, of which the first that the task searches counts"
     )
 
@@ -255,9 +275,9 @@ def _preset_faults(engine: Engine, preset: str, content: Preset) -> Iterator[str
         known = engine.parameters.get(name)
         if known is None:
             yield f"presets.{preset}: {name} is no parameter of this engine"
-        elif isinstance(asked, Choice) and known.values:
-            wrong = [value for value in asked.values if value is not None and value not in known.values]
-            yield from (f"presets.{preset}.{name}: {value!r} is not among the values" for value in wrong)
+        elif isinstance(asked, Choice):
+            wrong = [value for value in asked.values if value is not None and not known.takes(value)]
+            yield from (f"presets.{preset}.{name}: {value!r} is {known.strange}" for value in wrong)
 
 
 def _start_faults(engine: Engine, start: Start) -> Iterator[str]:
@@ -265,9 +285,9 @@ def _start_faults(engine: Engine, start: Start) -> Iterator[str]:
         known = engine.parameters.get(name)
         if known is None:
             yield f"starts: {name} is no parameter of this engine"
-        elif known.values:
-            wrong = [value for value in values if value is not None and value not in known.values]
-            yield from (f"starts: {name}: {value!r} is not among the values" for value in wrong)
+        else:
+            wrong = [value for value in values if value is not None and not known.takes(value)]
+            yield from (f"starts: {name}: {value!r} is {known.strange}" for value in wrong)
 
 
 def engine_names() -> list[str]:

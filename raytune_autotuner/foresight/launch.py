@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 from raytune_autotuner.engines.command import build_argv, spoken
 from raytune_autotuner.engines.engine import Engine
-from raytune_autotuner.records import Parameters, config_hash
+from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 
 Values = Mapping[str, Hashable]
 """By parameter, or by flag where the engine file knows none; ``None`` is left to the engine."""
@@ -31,6 +32,19 @@ class Launch:
         if name not in self._known:
             self._known[name] = self._values(parameters)
         return self._known[name]
+
+    def usual(self) -> dict[str, ParameterValue]:
+        """What parameters are in a start that gives none of them; ``None`` where the flag is left out.
+
+        Not in it are raw flags that stand in the command line, as it is not known what their words come to, and what
+        the engine itself turns on or off when neither flag is there.
+        """
+        said = self.values({})
+        usual: dict[str, ParameterValue] = {name: None for name, flag in self.raw_flags.items() if flag not in said}
+        for name, parameter in self.engine.parameters.items():
+            if said[name] is not None or not parameter.off_flag:
+                usual[name] = cast(ParameterValue, said[name])
+        return usual
 
     def _values(self, parameters: Parameters) -> Values:
         argv = build_argv(

@@ -114,6 +114,14 @@ class Space:
             point[dimension.name] = found
         return point if set(self.configuration(point)) == set(parameters) else None
 
+    def part(self, values: Parameters) -> Parameters:
+        """The values that the space has, of these, without what depends on those that it has not."""
+        given = {name: values[name] for name in self.parameters if name in values}
+        for name, value in given.items():
+            if value is None and isinstance(self.parameters[name], Boolean):  # both leave the flag out
+                given[name] = False
+        return self._active({n: v for n, v in given.items() if coordinate(self.parameters[n], v) is not None})
+
     def problem(self, parameters: Parameters) -> str | None:
         """The constraint that a configuration breaks, in words; one that speaks of what is left out does not count."""
         for rule in self.constraints:
@@ -176,7 +184,7 @@ class Space:
     def _active(self, values: dict[str, ParameterValue]) -> Parameters:
         for name, rule in self.whens.items():
             if not self._applies(rule, values):
-                del values[name]
+                values.pop(name, None)
         return values
 
     def _applies(self, rule: Rule, values: Parameters) -> bool:

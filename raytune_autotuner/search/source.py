@@ -24,7 +24,7 @@ class Lessons:
     first: tuple[Parameters, ...] = ()
     """What is to be tried first, best guess first; may hold what is known already, or what is not in the space."""
     usual: Parameters = field(default_factory=dict)
-    """What parameters are in the baseline, which gives none of them, as far as it is known."""
+    """What parameters are in the baseline, which gives none of them, as far as it is known; see ``Launch.usual``."""
     ended: tuple[TrialRecord, ...] = ()
     """All there is about ``told`` and the baseline, for a ``Judge``."""
 

@@ -78,7 +78,7 @@ class Adaptive:
         self._parameters: dict[str, Parameters] = {}
         self._keys: dict[str, str] = {}
         self._nodes: dict[str, int] = {}
-        self._baseline = Trying(self._encoding.usual(lessons.usual))
+        self._baseline = Trying(self._encoding.row(space.part(lessons.usual)))
         self._learnt = -RELEARN
         self._outlook = 0.0
         """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
@@ -143,6 +143,8 @@ class Adaptive:
         trying = self._known(parameters) if parameters else self._baseline
         if trying is None:
             return
+        if result["outcome"] and trying is self._baseline:  # of whose end nobody tells
+            trying.closed = True
         if result["outcome"] == "infeasible":
             trying.failure = str(result["cause"] or "unknown")
         elif result["raw_loss"] is not None and math.isfinite(result["raw_loss"]):
@@ -185,6 +187,7 @@ class Adaptive:
     def _best(self) -> Parameters | None:
         pool, rows = self._pool()
         if not pool:
+            self._outlook = -math.inf
             return None
         readings = sum(len(each.slo) + (each.failure is not None) for each in self._tried.values())
         learn = readings >= self._learnt + RELEARN

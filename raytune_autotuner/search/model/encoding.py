@@ -11,7 +11,6 @@ from scipy.stats import qmc
 from raytune_autotuner.planning.space import Dimension, Point, Space, coordinate, is_ordered
 from raytune_autotuner.records import Parameters, config_hash
 from raytune_autotuner.search.model.process import Array
-from raytune_autotuner.task.parameters import Boolean
 
 LEFT_OUT = -1.0
 MOVES = 9
@@ -28,17 +27,8 @@ class Encoding:
         self.ordered: NDArray[np.bool_] = np.array([d.size not in (1, 2) and is_ordered(p) for d, p in self._columns])
 
     def row(self, parameters: Parameters) -> list[float]:
+        """What is not given has a place of its own."""
         return [self._at(n, parameters) for n in range(len(self._columns))]
-
-    def usual(self, values: Parameters) -> list[float]:
-        """Of a start that gives no parameter, as far as it is known what they are then (``values``)."""
-        return [self._at(n, self._known(n, values)) for n in range(len(self._columns))]
-
-    def _known(self, n: int, values: Parameters) -> Parameters:
-        dimension, parameter = self._columns[n]
-        unsaid = False if isinstance(parameter, Boolean) else None
-        value = values.get(dimension.name, unsaid)
-        return {} if coordinate(parameter, value) is None else {dimension.name: value}
 
     def rows(self, configurations: Iterable[Parameters]) -> Array:
         return np.array([self.row(c) for c in configurations]).reshape(-1, len(self._columns))

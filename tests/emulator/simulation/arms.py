@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raytune_autotuner.engines.command import usual_values
+from raytune_autotuner.foresight import Launch
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
@@ -89,7 +89,7 @@ def ours(table: Table, seed: int, *, raising: bool = False, cold: bool = False, 
 
 def _lessons(world: World, cold: bool) -> Lessons:
     """What a search begins with in a storage without earlier experiments."""
-    usual = usual_values(world.engine, world.args)
+    usual = Launch(world.engine, world.args).usual()
     points = [] if cold else engine_points(world.engine, world.space, usual)
     return Lessons(first=tuple(point.parameters for point in points), usual=usual)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -91,8 +90,12 @@ class World:
         return self.task.runtime.args
 
     def values(self, parameters: Parameters) -> Values:
-        """What an engine that is started with these parameters is told; ``null`` and ``false`` leave a flag out."""
-        said: Mapping[str, Any] = {k: v for k, v in parameters.items() if v is not None and v is not False}
+        """What an engine that is started with these parameters is told.
+
+        ``null`` leaves a flag out, ``false`` too where there is no flag to turn it off.
+        """
+        off = {name for name, parameter in self.engine.parameters.items() if parameter.off_flag}
+        said = {k: v for k, v in parameters.items() if v is not None and (v is not False or k in off)}
         kept = {k: v for k, v in self.today.items() if k not in parameters}
         return {**kept, **said}
 

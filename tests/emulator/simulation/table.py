@@ -16,7 +16,7 @@ from raytune_autotuner.objectives import OBJECTIVES
 from raytune_autotuner.planning.space import MAX_CANDIDATES
 from raytune_autotuner.records import Parameters, config_hash
 from tests.emulator.engine import model
-from tests.emulator.simulation import measuring
+from tests.emulator.simulation import measuring, study
 from tests.emulator.simulation.measuring import Fact, Row, measure
 from tests.emulator.simulation.study import World
 
@@ -58,9 +58,9 @@ class Table:
     def key(self) -> str:
         """Changes with the study, its profile, and every line of code that a row depends on."""
         sources = [*sorted(Path(model.__file__).parent.glob("*.py"))]
-        sources += [Path(module.__file__ or "") for module in (measuring, metrics, objectives)]
-        study = self.world.study.model_dump_json(include={"name", "profile", "task"})
-        parts = [study, self.world.profile.model_dump_json(), *(code(path) for path in sources)]
+        sources += [Path(module.__file__ or "") for module in (measuring, metrics, objectives, study)]
+        asked = self.world.study.model_dump_json(include={"name", "profile", "task"})
+        parts = [asked, self.world.profile.model_dump_json(), *(code(path) for path in sources)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     @property

@@ -17,8 +17,9 @@ from difflib import SequenceMatcher
 from raytune_autotuner.earlier import Earlier, Found, age
 from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.foresight import Usual
 from raytune_autotuner.identity import Identity, identity
-from raytune_autotuner.planning.space import Space, coordinate, count, grid_value
+from raytune_autotuner.planning.space import Space, coordinate, count, grid_value, is_ordered
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 from raytune_autotuner.results import to_text
 from raytune_autotuner.setup import Setup
@@ -86,12 +87,12 @@ def _new(points: Iterable[First]) -> Iterator[First]:
             yield point
 
 
-def engine_points(engine: Engine, space: Space, usual: Parameters) -> list[First]:
+def engine_points(engine: Engine, space: Space, usual: Usual) -> list[First]:
     """The engine file's own; what they do not say stays as it is in the baseline (``usual``)."""
     return list(_new(_starts(engine, space, usual)))[:PRESET_POINTS]
 
 
-def _starts(engine: Engine, space: Space, usual: Parameters) -> Iterator[First]:
+def _starts(engine: Engine, space: Space, usual: Usual) -> Iterator[First]:
     for start in engine.starts:
         wanted = {name: _first_of(space, name, values) for name, values in start.alternatives.items()}
         if (found := projected(engine, space, wanted, usual)) is not None:
@@ -104,7 +105,7 @@ def _first_of(space: Space, name: str, values: Sequence[ParameterValue]) -> Para
     return next((v for v in values if parameter is not None and coordinate(parameter, v) is not None), values[0])
 
 
-def _earlier(setup: Setup, found: Found, space: Space, usual: Parameters) -> Iterator[First]:
+def _earlier(setup: Setup, found: Found, space: Space, usual: Usual) -> Iterator[First]:
     mine = identity(setup)
     far = [(distance(setup, mine, earlier), earlier) for earlier in found.experiments]
     for how_far, earlier in sorted((pair for pair in far if pair[0] <= FARTHEST), key=lambda pair: pair[0]):
@@ -158,42 +159,42 @@ def _apart(one: float, other: float) -> float:
     return min(1.0, abs(math.log2((one + 1) / (other + 1))) / OCTAVES)
 
 
-def projected(engine: Engine, space: Space, wanted: Parameters, usual: Parameters) -> Parameters | None:
+def projected(engine: Engine, space: Space, wanted: Parameters, usual: Usual) -> Parameters | None:
     """The configuration of a space that is nearest to one from elsewhere.
 
-    ``None`` when they have no parameter in common, or when it breaks a constraint. What is not wanted stays as usual.
+    What is not wanted stays as usual, else as it is typical of the engine, else in the middle. ``None`` when they have
+    no parameter in common, or when it breaks a constraint.
     """
     if not wanted.keys() & space.parameters.keys():
         return None
     point = {}
     for name, parameter in space.parameters.items():
         known = engine.parameters.get(name)
-        typical = {name: known.typical} if known else {}
-        values = [said[name] for said in (wanted, usual, typical) if name in said]
+        values = [*([wanted[name]] if name in wanted else ()), *usual.get(name, ()), known.typical if known else None]
         point[name] = _nearest(parameter, values, known.unlimited if known else None)
     found = space.configuration(point)
     return None if space.problem(found) else found
 
 
-def _nearest(parameter: Parameter, values: Iterable[ParameterValue], most: float | None) -> float | int:
-    """Where the first of these values is that the parameter has, or has one that is near; ``most`` is no limit."""
+def _nearest(parameter: Parameter, values: Iterable[ParameterValue], unlimited: float | None) -> float | int:
+    """Where the first of these values is that the parameter has, or has one that is near."""
     for value in values:
-        if (at := _coordinate(parameter, value, most)) is not None:
+        if (at := _coordinate(parameter, value, unlimited)) is not None:
             return at
-    if isinstance(parameter, Choice | Boolean):
-        return 0
-    return 0.5
+    if isinstance(parameter, Choice):
+        return len(parameter.values) // 2 if is_ordered(parameter) else 0
+    return 0 if isinstance(parameter, Boolean) else 0.5
 
 
-def _coordinate(parameter: Parameter, value: ParameterValue, most: float | None) -> float | int | None:
+def _coordinate(parameter: Parameter, value: ParameterValue, unlimited: float | None) -> float | int | None:
     if (found := coordinate(parameter, value)) is not None:
         return found
     if isinstance(value, bool) or not isinstance(value, int | float) or isinstance(parameter, Boolean):
         return None
-    wanted = math.inf if value == most else value
+    wanted = math.inf if value == unlimited else value
     if isinstance(parameter, Choice):
         numbers = [v for v in parameter.values if isinstance(v, int | float) and not isinstance(v, bool)]
-        near = min(numbers, key=lambda v: (abs(v - wanted), -v), default=None)
+        near = min((v for v in numbers if v != unlimited), key=lambda v: (abs(v - wanted), -v), default=None)
         return None if near is None else coordinate(parameter, near)
     inside = min(max(wanted, parameter.low), parameter.high)
     steps = count(parameter)

@@ -111,18 +111,22 @@ def test_only_what_has_the_same_command_line_is_equal(before: list[Parameters], 
 
 
 def test_what_a_start_without_parameters_comes_to() -> None:
-    """By the command line, else by the engine file; what the engine decides itself, and raw words, are not in it."""
-    vllm = load_engine("vllm")
-    raw = {"mine": "--mine", "yours": "--yours"}
-    found = Launch(vllm, ("--block-size", "32", "-O", "3", "--yours", "7"), ("--async-scheduling",), raw).usual()
+    """By the command line, else by the engine file; a flag that is left out is its default, where it has one."""
+    raw = {name: f"--{name}" for name in ("mine", "yours", "on", "list")}
+    args = ("--block-size", "32", "-O", "3", "--kv-cache-dtype", "auto", "--yours=7", "--on", "--list", "a", "b")
+    found = Launch(load_engine("vllm"), args, ("--async_scheduling",), raw).usual()
     expected = {
-        "block_size": 32,
-        "optimization_level": 3,
-        "async_scheduling": True,
-        "kv_cache_dtype": "auto",
-        "enforce_eager": False,
-        "max_num_seqs": None,
-        "mine": None,
+        "block_size": (32,),
+        "optimization_level": (3,),
+        "kv_cache_dtype": ("auto", None),
+        "async_scheduling": (True,),
+        "enforce_eager": (None, False),
+        "tensor_parallel_size": (None, 1),
+        "enable_prefix_caching": (None, None),
+        "max_num_seqs": (None, None),
+        "mine": (None, False),
+        "yours": ("7", 7, 7.0),
+        "on": (True,),
+        "list": (),
     }
     assert {name: found[name] for name in expected} == expected
-    assert not {"enable_prefix_caching", "enable_chunked_prefill", "yours"} & set(found)

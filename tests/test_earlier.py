@@ -175,11 +175,14 @@ def test_experiments_are_near_or_far(changes: dict[str, Any], how_far: float, tm
 
 
 def test_a_configuration_from_elsewhere_is_brought_into_the_space() -> None:
-    """The nearest value; what it does not say is as usual; constraints hold."""
+    """The nearest value; what it does not say is as usual, or in the middle where that is unknown; constraints hold."""
     engine = load_engine("llamacpp")
     space = Space.of(task(), engine)
     assert warm_start.projected(engine, space, {"threads": 3.6, "parallel": 99}, {}) == {"threads": 4, "parallel": 8}
-    assert warm_start.projected(engine, space, {"threads": True}, {"parallel": 3}) == {"threads": 1, "parallel": 3}
+    assert warm_start.projected(engine, space, {"threads": True}, {"parallel": (3,)}) == {
+        "threads": 2,
+        "parallel": 3,
+    }
     assert warm_start.projected(engine, space, {"batch_size": 5}, {}) is None
     tight = Space.of(task(constraints=["threads * parallel <= 8"]), engine)
     assert warm_start.projected(engine, tight, {"threads": 4, "parallel": 8}, {}) is None
@@ -198,8 +201,11 @@ SGLANG = {
     [
         ((), {}),
         (("--chunked-prefill-size", "-1"), {"chunked_prefill_size": 16384}),
-        (("--chunked-prefill-size", "9000", "--max-running-requests", "300"), {"max_running_requests": 256}),
-        (("--enable-mixed-chunk", "--chunked-prefill-size", "3000"), {"enable_mixed_chunk": True}),
+        (("--chunked-prefill-size", "999"), {"chunked_prefill_size": 1024}),
+        (
+            ("--enable-mixed-chunk", "--max-running-requests", "300"),
+            {"enable_mixed_chunk": True, "max_running_requests": 256},
+        ),
     ],
 )
 def test_what_a_start_does_not_say_is_as_the_runtime_has_it_or_as_is_typical(
@@ -213,6 +219,22 @@ def test_what_a_start_does_not_say_is_as_the_runtime_has_it_or_as_is_typical(
     found = warm_start.projected(engine, space, {"tp_size": 2}, Launch(engine, args).usual())
     usual = {"chunked_prefill_size": 4096, "max_running_requests": None, "enable_mixed_chunk": False}
     assert found == {"tp_size": 2, **usual, **expected}
+
+
+def test_no_limit_is_more_than_any_number_but_none_itself() -> None:
+    """In a range the highest; a number is not brought to the value that means no limit."""
+    engine = load_engine("sglang")
+    unlimited = Launch(engine, ("--chunked-prefill-size", "-1")).usual()
+
+    def found(wanted: Parameters, **chunk: Any) -> Any:
+        parameters = {"tp_size": {"type": "choice", "values": [1]}, "chunked_prefill_size": chunk}
+        space = Space.of(task(engine="sglang", parameters=parameters), engine)
+        projected = warm_start.projected(engine, space, {"tp_size": 1, **wanted}, unlimited)
+        return projected and projected["chunked_prefill_size"]
+
+    assert found({}, type="int", low=1024, high=8192, step=1024) == 8192
+    assert found({}, type="choice", values=[-1, 16384]) == -1
+    assert found({"chunked_prefill_size": 4096}, type="choice", values=[-1, 16384]) == 16384
 
 
 def test_what_vllm_turns_on_itself_is_not_turned_off_by_a_start() -> None:
@@ -284,6 +306,22 @@ def test_a_start_speaks_of_parameters_and_values_of_its_engine(tmp_path: Path) -
 def test_a_value_of_a_start_is_of_the_type_of_its_parameter(value: str, fault: str, tmp_path: Path) -> None:
     """And there is at least one."""
     (tmp_path / "own.yaml").write_text(STARTS.replace("{size: 16}", f"{{size: {value}}}"))
+    with pytest.raises(SpecError) as caught:
+        load_engine(str(tmp_path / "own.yaml"))
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("typical: few", "'few' is not of type int"),
+        ("default: true", "True is not of type int"),
+        ("default: 4, typical: 8", "leave one out"),
+    ],
+)
+def test_what_an_engine_chooses_is_one_value_of_the_parameters_type(said: str, fault: str, tmp_path: Path) -> None:
+    """Always the same, or roughly."""
+    (tmp_path / "own.yaml").write_text(STARTS.replace("high: 64,", f"high: 64, {said},"))
     with pytest.raises(SpecError) as caught:
         load_engine(str(tmp_path / "own.yaml"))
     assert fault in str(caught.value)

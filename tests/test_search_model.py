@@ -308,9 +308,18 @@ def test_who_gains_little_goes_on_where_nothing_else_promises_more(outlook: floa
     assert chosen.goes_on(parameters) is goes_on
 
 
+def test_nothing_else_promises_more_where_nothing_is_left_to_try() -> None:
+    """So a small gain is worth its last rung."""
+    few = space(tp_size={"type": "choice", "values": [1, 2]})
+    chosen = Adaptive(few, 0, total_rungs=2)
+    while (parameters := chosen.propose("k")) is not None:
+        chosen.hear(parameters, report(-1000.0))
+    assert chosen._outlook == -math.inf
+
+
 def test_the_baseline_teaches_as_far_as_its_parameters_are_known() -> None:
     """The runtime's flags say what it is; what they leave open is no value of the space."""
-    known = space(**SMALL).part({"tp_size": 4, "attention_backend": "fa3", "chunked_prefill_size": 3000})
+    known = space(**SMALL).part({"tp_size": (4,), "attention_backend": ("fa3",), "chunked_prefill_size": (3000,)})
     assert known == {"tp_size": 4, "attention_backend": "fa3"}
     encoding = Encoding(space(**SMALL))
     tried = [Trying(encoding.row({**SLOW, "tp_size": n})) for n in (1, 2)]
@@ -322,16 +331,17 @@ def test_the_baseline_teaches_as_far_as_its_parameters_are_known() -> None:
     assert like > unlike
 
 
-@pytest.mark.parametrize("outcome", [None, "failed"])
-def test_a_baseline_that_failed_is_no_rival(outcome: str | None) -> None:
-    """One that runs is: what it showed at its first rung is what others are compared with."""
+@pytest.mark.parametrize("outcomes", [[None], ["failed"], ["failed", None]])
+def test_a_baseline_that_failed_is_no_rival(outcomes: list[str | None]) -> None:
+    """One that runs is, also when it runs again: what it showed at its first rung is what others are compared with."""
     chosen = source()
-    chosen.hear({}, report(-9000.0, 1, outcome=outcome))
+    for outcome in outcomes:
+        chosen.hear({}, report(-9000.0, 1, outcome=outcome))
     for n in range(5):
         parameters = chosen.propose(f"k{n}")
         assert parameters is not None
         chosen.hear(parameters, report(-1000.0 - n, 1))
-    assert chosen.goes_on(parameters) is (outcome == "failed")
+    assert chosen.goes_on(parameters) is (outcomes[-1] == "failed")
 
 
 SLOW: Parameters = {"chunked_prefill_size": 1024, "attention_backend": "triton", "enable_mixed_chunk": False}

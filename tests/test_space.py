@@ -49,7 +49,7 @@ def test_names_are_the_engines() -> None:
 
 
 def test_a_part_is_what_the_space_has_of_given_values() -> None:
-    """Without what depends on something that is not known; a flag that is left out is false."""
+    """Of several that come to the same, the first; without what depends on something that is not known."""
     s = space(
         {
             "tp_size": choice(1, 2),
@@ -58,12 +58,12 @@ def test_a_part_is_what_the_space_has_of_given_values() -> None:
             "quantization": choice(None, "fp8"),
         }
     )
-    given = {"page_size": 16, "enable_mixed_chunk": None, "quantization": None, "dp_size": 4}
+    given = {"page_size": (16,), "enable_mixed_chunk": (None, False), "quantization": (None, "fp8"), "dp_size": (4,)}
     rest = {"enable_mixed_chunk": False, "quantization": None}
-    assert s.part({"tp_size": 2, **given}) == {"tp_size": 2, "page_size": 16, **rest}
-    assert s.part({"tp_size": 1, **given}) == {"tp_size": 1, **rest}
-    assert s.part({"tp_size": 4, **given}) == rest
-    assert s.part({}) == {}
+    assert s.part({"tp_size": (2,), **given}) == {"tp_size": 2, "page_size": 16, **rest}
+    assert s.part({"tp_size": (1,), **given}) == {"tp_size": 1, **rest}
+    assert s.part({"tp_size": (4,), **given}) == rest
+    assert s.part({"enable_mixed_chunk": (None,)}) == {}
 
 
 def test_dimensions() -> None:

@@ -114,8 +114,9 @@ def spoken(engine: Engine, args: Sequence[str]) -> dict[str, Hashable]:
         if known := dict(_values(engine, (option,))):
             said.update(known)
             continue
-        before = said.get(option.flag, ())
-        said[option.flag] = (*(before if isinstance(before, tuple) else ()), *option.values)
+        flag = option.flag.replace("_", "-")
+        before = said.get(flag, ())
+        said[flag] = (*(before if isinstance(before, tuple) else ()), *option.values)
     return said
 
 
@@ -131,8 +132,6 @@ def _value(parameter: EngineParameter, option: Option) -> ParameterValue:
     if not option.values:
         return option.flag != parameter.off_flag
     word = option.values[0]
-    if parameter.type == "choice":
-        return next((value for value in parameter.values if str(value) == word), word)
     try:
         return int(word) if parameter.type == "int" else float(word) if parameter.type == "float" else word
     except ValueError:

@@ -39,9 +39,6 @@ Flag = Annotated[str, Field(pattern=r"^--?[A-Za-z][A-Za-z0-9_.-]*$")]
 Regex = Annotated[str, AfterValidator(_regex)]
 
 
-TYPES: Mapping[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-
-
 class EngineParameter(Model):
     """One launch parameter of an engine."""
 
@@ -51,7 +48,9 @@ class EngineParameter(Model):
     values: tuple[Scalar, ...] = Field((), description="type choice: what the engine accepts")
     off_flag: Flag | None = Field(None, description="the flag that turns it off; without one, False leaves it out")
     default: Scalar = Field(None, description="the engine's own, where it is the same for every model and GPU")
-    typical: Scalar = Field(None, description="what the engine about makes it, where that differs by model or GPU")
+    typical: Scalar = Field(
+        None, description="roughly what the engine chooses, where that varies with the model or GPU"
+    )
     unlimited: float | None = Field(None, description="the number that means no limit, such as -1")
     low: float | None = Field(None, description="sensible limits of a search, not of the engine")
     high: float | None = None
@@ -67,21 +66,23 @@ class EngineParameter(Model):
             raise ValueError("values belong to type choice, and only there")
         if self.off_flag and self.type != "bool":
             raise ValueError("off_flag belongs to type bool")
-        for field in ("default", "typical"):
-            if (value := getattr(self, field)) is not None and not self.takes(value):
-                raise ValueError(f"{field}: {value!r} is {self.strange}")
+        if self.default is not None and self.typical is not None:
+            raise ValueError("what has a default is not typical of some models or GPUs; leave one out")
+        for value in (self.default, self.typical):
+            if value is not None and not self.takes(value):
+                raise ValueError(f"default or typical: {value!r} is {self.misfit}")
         return self
 
     def takes(self, value: ParameterValue) -> bool:
-        """Whether it may have this value, sensible or not."""
-        if self.type == "choice":
-            return value in self.values
-        if isinstance(value, bool):
-            return self.type == "bool"
-        return isinstance(value, TYPES[self.type])
+        """Whether it may have this value, sensible or not; written as text, it is the same."""
+        if self.type == "str" or self.values:
+            return not self.values or str(value) in map(str, self.values)
+        if isinstance(value, bool) or self.type == "bool":
+            return isinstance(value, bool) and self.type == "bool"
+        return isinstance(value, int | float) and (self.type == "float" or float(value).is_integer())
 
     @property
-    def strange(self) -> str:
+    def misfit(self) -> str:
         """What is wrong with a value that it does not take."""
         return "not among the values" if self.values else f"not of type {self.type}"
 
@@ -276,8 +277,8 @@ def _preset_faults(engine: Engine, preset: str, content: Preset) -> Iterator[str
         if known is None:
             yield f"presets.{preset}: {name} is no parameter of this engine"
         elif isinstance(asked, Choice):
-            wrong = [value for value in asked.values if value is not None and not known.takes(value)]
-            yield from (f"presets.{preset}.{name}: {value!r} is {known.strange}" for value in wrong)
+            wrong = [v for v in asked.values if v is not None and v is not False and not known.takes(v)]
+            yield from (f"presets.{preset}.{name}: {value!r} is {known.misfit}" for value in wrong)
 
 
 def _start_faults(engine: Engine, start: Start) -> Iterator[str]:
@@ -287,7 +288,7 @@ def _start_faults(engine: Engine, start: Start) -> Iterator[str]:
             yield f"starts: {name} is no parameter of this engine"
         else:
             wrong = [value for value in values if value is not None and not known.takes(value)]
-            yield from (f"starts: {name}: {value!r} is {known.strange}" for value in wrong)
+            yield from (f"starts: {name}: {value!r} is {known.misfit}" for value in wrong)
 
 
 def engine_names() -> list[str]:

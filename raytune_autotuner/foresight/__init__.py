@@ -9,7 +9,7 @@ from raytune_autotuner.foresight.cases import Case
 from raytune_autotuner.foresight.duplicates import Equals
 from raytune_autotuner.foresight.ended import Ended
 from raytune_autotuner.foresight.feasibility import Feasibility
-from raytune_autotuner.foresight.launch import Launch
+from raytune_autotuner.foresight.launch import Launch, Usual
 from raytune_autotuner.foresight.pruning import Pruner
 
-__all__ = ["Case", "Ended", "Equals", "Feasibility", "Launch", "Pruner", "search_end"]
+__all__ = ["Case", "Ended", "Equals", "Feasibility", "Launch", "Pruner", "Usual", "search_end"]

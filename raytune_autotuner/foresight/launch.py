@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import cast
 
 from raytune_autotuner.engines.command import build_argv, spoken
-from raytune_autotuner.engines.engine import Engine
+from raytune_autotuner.engines.engine import Engine, EngineParameter
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 
 Values = Mapping[str, Hashable]
 """By parameter, or by flag where the engine file knows none; ``None`` is left to the engine."""
+Usual = Mapping[str, tuple[ParameterValue, ...]]
+"""By parameter, what all comes to the same; ``None`` is the flag left out. Nothing where it is not known."""
 
 
 @dataclass(frozen=True)
@@ -33,20 +36,21 @@ class Launch:
             self._known[name] = self._values(parameters)
         return self._known[name]
 
-    def usual(self) -> dict[str, ParameterValue]:
-        """What parameters are in a start that gives none of them; ``None`` where the flag is left out.
-
-        Not in it are raw flags that stand in the command line, as it is not known what their words come to, and what
-        the engine itself turns on or off when neither flag is there.
-        """
-        said = self.values({})
-        usual: dict[str, ParameterValue] = {name: None for name, flag in self.raw_flags.items() if flag not in said}
+    def usual(self) -> Usual:
+        """What parameters are in a start that gives none of them."""
+        said = self._said({})
+        usual: dict[str, tuple[ParameterValue, ...]] = {}
         for name, parameter in self.engine.parameters.items():
-            if said[name] is not None or not parameter.off_flag:
-                usual[name] = cast(ParameterValue, said[name])
+            usual[name] = _told(parameter, said[name]) if name in said else (None, parameter.unsaid)
+        for name, flag in self.raw_flags.items():
+            usual[name] = _meant(cast(tuple[str, ...], said[flag])) if flag in said else (None, False)
         return usual
 
     def _values(self, parameters: Parameters) -> Values:
+        return {**{name: p.unsaid for name, p in self.engine.parameters.items()}, **self._said(parameters)}
+
+    def _said(self, parameters: Parameters) -> Values:
+        """In the command line."""
         argv = build_argv(
             self.engine,
             command=("",),
@@ -56,4 +60,20 @@ class Launch:
             raw_flags=self.raw_flags,
             facts={},
         )
-        return {**{name: p.unsaid for name, p in self.engine.parameters.items()}, **spoken(self.engine, argv[1:])}
+        return spoken(self.engine, argv[1:])
+
+
+def _told(parameter: EngineParameter, said: Hashable) -> tuple[ParameterValue, ...]:
+    value = next((v for v in parameter.values if str(v) == said), cast(ParameterValue, said))
+    return (value, None) if value == parameter.unsaid else (value,)
+
+
+def _meant(words: tuple[str, ...]) -> tuple[ParameterValue, ...]:
+    """By what stands behind a flag that the engine file does not know; a word may be a number."""
+    if len(words) != 1:
+        return () if words else (True,)
+    numbers: list[ParameterValue] = []
+    for kind in (int, float):
+        with suppress(ValueError):
+            numbers.append(kind(words[0]))
+    return (words[0], *numbers)

@@ -204,17 +204,7 @@ def _fits(parameter: Parameter, known: EngineParameter) -> bool:
 
 def _misfit(value: ParameterValue, known: EngineParameter) -> str | None:
     """Why an engine parameter cannot have a value; null and false always leave the flag out."""
-    if value is None or value is False or str(value) in map(str, known.values):
-        return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = {
-        "int": number and float(value) == int(value),
-        "float": number,
-        "str": True,
-        "bool": value is True,
-        "choice": False,
-    }
-    if fits[known.type]:
+    if value is None or value is False or known.takes(value):
         return None
     return (
         f"found {taskfile.found(value)}; {known.flag} takes {_kind(known)}{meant(str(value), map(str, known.values))}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -114,13 +114,15 @@ class Space:
             point[dimension.name] = found
         return point if set(self.configuration(point)) == set(parameters) else None
 
-    def part(self, values: Parameters) -> Parameters:
-        """The values that the space has, of these, without what depends on those that it has not."""
-        given = {name: values[name] for name in self.parameters if name in values}
-        for name, value in given.items():
-            if value is None and isinstance(self.parameters[name], Boolean):  # both leave the flag out
-                given[name] = False
-        return self._active({n: v for n, v in given.items() if coordinate(self.parameters[n], v) is not None})
+    def part(self, values: Mapping[str, Iterable[ParameterValue]]) -> Parameters:
+        """Of each parameter's values the first that the space has, without what depends on those that it has not."""
+        given = {}
+        for name, parameter in self.parameters.items():
+            for value in values.get(name, ()):
+                if coordinate(parameter, value) is not None:
+                    given[name] = value
+                    break
+        return self._active(given)
 
     def problem(self, parameters: Parameters) -> str | None:
         """The constraint that a configuration breaks, in words; one that speaks of what is left out does not count."""

@@ -334,7 +334,10 @@ class Proposer(Searcher):
 
     def _tell(self, proposal: Proposal, otherwise: Any) -> None:
         known = self._knowledge[proposal.trial.config]
-        known.outcome = known.outcome or (otherwise if known.losses else "failed")
+        if known.outcome is None:
+            known.outcome = otherwise if known.losses else "failed"
+            if not proposal.parameters:  # the baseline has no key under which a source could be told
+                self._inform({}, report(None, len(known.losses), 1.0, ending=Ending(known.outcome)))
         self._completed += _is_measured(proposal.trial, known.outcome)
         for key in self._waiting.pop(proposal.trial.config, []):
             self._source.tell(key, self._knowledge.told(known))

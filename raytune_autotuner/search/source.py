@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from raytune_autotuner.planning.space import Space
-from raytune_autotuner.records import Parameters, TrialRecord
+from raytune_autotuner.records import Parameters, ParameterValue, TrialRecord
 
 WORST = 2.0
 """What a source is told of a configuration that cannot work: the upper end of ``objectives.scalar``."""
@@ -23,8 +23,8 @@ class Lessons:
     """Those that are being measured; they are told later, under their hash."""
     first: tuple[Parameters, ...] = ()
     """What is to be tried first, best guess first; may hold what is known already, or what is not in the space."""
-    usual: Parameters = field(default_factory=dict)
-    """What parameters are in the baseline, which gives none of them, as far as it is known; see ``Launch.usual``."""
+    usual: Mapping[str, tuple[ParameterValue, ...]] = field(default_factory=dict)
+    """What parameters are in the baseline, which gives none of them, as far as it is known (see ``Usual``)."""
     ended: tuple[TrialRecord, ...] = ()
     """All there is about ``told`` and the baseline, for a ``Judge``."""
 

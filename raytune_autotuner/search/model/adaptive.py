@@ -143,8 +143,8 @@ class Adaptive:
         trying = self._known(parameters) if parameters else self._baseline
         if trying is None:
             return
-        if result["outcome"] and trying is self._baseline:  # of whose end nobody tells
-            trying.closed = True
+        if trying is self._baseline:  # of whose end nobody tells
+            trying.closed = bool(result["outcome"])
         if result["outcome"] == "infeasible":
             trying.failure = str(result["cause"] or "unknown")
         elif result["raw_loss"] is not None and math.isfinite(result["raw_loss"]):

@@ -60,7 +60,8 @@ class Table:
         sources = [*sorted(Path(model.__file__).parent.glob("*.py"))]
         sources += [Path(module.__file__ or "") for module in (measuring, metrics, objectives, study)]
         asked = self.world.study.model_dump_json(include={"name", "profile", "task"})
-        parts = [asked, self.world.profile.model_dump_json(), *(code(path) for path in sources)]
+        engine = self.world.engine.model_dump_json(include={"parameters", "gpus", "failures"})
+        parts = [asked, engine, self.world.profile.model_dump_json(), *(code(path) for path in sources)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     @property

@@ -39,6 +39,7 @@ from raytune_autotuner.search import (
 from raytune_autotuner.search.model import Adaptive, startup_points
 from raytune_autotuner.search.model.beliefs import BEST, LATEST, Beliefs, Trying, most_telling
 from raytune_autotuner.search.model.causes import CAUSES, THRESHOLDS, Causes
+from raytune_autotuner.search.proposer import ATTEMPTS
 from raytune_autotuner.task.spec import Optimization, Task, parse_task
 
 TWO: dict[str, Any] = {
@@ -233,6 +234,19 @@ def test_a_judge_hears_what_a_dead_worker_had_written() -> None:
     proposer.suggest("t0")
     proposer.on_trial_complete("t0", None, error=True)
     assert [r["raw_loss"] for _, r in ear.heard] == [4.0, 3.0, 3.0]
+
+
+def test_a_judge_hears_of_a_baseline_whose_worker_dies_each_time() -> None:
+    """After its first rung: nothing more is to be expected of it."""
+    ear = Ear([])
+    proposer = Proposer(ear, fallback=None, limits=Limits(5), gate=gate())
+    for attempt in range(ATTEMPTS):
+        assert Proposal.from_config(proposer.suggest(f"t{attempt}")).parameters == {}
+        proposer.on_trial_result(f"t{attempt}", report(score(3.0), 1, 2.0))
+        assert [r["outcome"] for _, r in ear.heard] == [None] * (attempt + 1)
+        proposer.on_trial_complete(f"t{attempt}", None, error=True)
+    assert ear.heard[-1][0] == {}
+    assert ear.heard[-1][1]["outcome"] == "failed"
 
 
 @pytest.mark.parametrize(("purpose", "action"), [("search", "STOP"), ("baseline", "CONTINUE"), ("confirm", "CONTINUE")])

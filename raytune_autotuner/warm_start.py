@@ -170,6 +170,7 @@ def projected(engine: Engine, space: Space, wanted: Parameters, usual: Usual) ->
     point = {}
     for name, parameter in space.parameters.items():
         known = engine.parameters.get(name)
+        # None, where nobody says more, leaves the flag out if the task allows it.
         values = [*([wanted[name]] if name in wanted else ()), *usual.get(name, ()), known.typical if known else None]
         point[name] = _nearest(parameter, values, known.unlimited if known else None)
     found = space.configuration(point)

@@ -112,8 +112,22 @@ def test_only_what_has_the_same_command_line_is_equal(before: list[Parameters], 
 
 def test_what_a_start_without_parameters_comes_to() -> None:
     """By the command line, else by the engine file; a flag that is left out is its default, where it has one."""
-    raw = {name: f"--{name}" for name in ("mine", "yours", "on", "list")}
-    args = ("--block-size", "32", "-O", "3", "--kv-cache-dtype", "auto", "--yours=7", "--on", "--list", "a", "b")
+    raw = {name: f"--{name}" for name in ("mine", "yours", "on", "list")} | {"under": "--un_der"}
+    args = (
+        "--block-size",
+        "32",
+        "-O",
+        "3",
+        "--kv-cache-dtype",
+        "auto",
+        "--yours=7",
+        "--on",
+        "--list",
+        "a",
+        "b",
+        "--un_der",
+        "x",
+    )
     found = Launch(load_engine("vllm"), args, ("--async_scheduling",), raw).usual()
     expected = {
         "block_size": (32,),
@@ -128,5 +142,6 @@ def test_what_a_start_without_parameters_comes_to() -> None:
         "yours": ("7", 7, 7.0),
         "on": (True,),
         "list": (),
+        "under": ("x",),
     }
     assert {name: found[name] for name in expected} == expected

@@ -201,7 +201,7 @@ SGLANG = {
     [
         ((), {}),
         (("--chunked-prefill-size", "-1"), {"chunked_prefill_size": 16384}),
-        (("--chunked-prefill-size", "999"), {"chunked_prefill_size": 1024}),
+        (("--chunked-prefill-size", "5000"), {"chunked_prefill_size": 4096}),
         (
             ("--enable-mixed-chunk", "--max-running-requests", "300"),
             {"enable_mixed_chunk": True, "max_running_requests": 256},
@@ -213,11 +213,11 @@ def test_what_a_start_does_not_say_is_as_the_runtime_has_it_or_as_is_typical(
 ) -> None:
     """A flag that is left out stays so where the task allows it; no limit is the largest number."""
     engine = load_engine("sglang")
-    known = engine.parameters["chunked_prefill_size"].model_copy(update={"typical": 5000})
+    known = engine.parameters["chunked_prefill_size"].model_copy(update={"typical": 900})
     engine = engine.model_copy(update={"parameters": {**engine.parameters, "chunked_prefill_size": known}})
     space = Space.of(task(engine="sglang", parameters=SGLANG), engine)
     found = warm_start.projected(engine, space, {"tp_size": 2}, Launch(engine, args).usual())
-    usual = {"chunked_prefill_size": 4096, "max_running_requests": None, "enable_mixed_chunk": False}
+    usual = {"chunked_prefill_size": 1024, "max_running_requests": None, "enable_mixed_chunk": False}
     assert found == {"tp_size": 2, **usual, **expected}
 
 
@@ -295,33 +295,20 @@ def test_a_start_speaks_of_parameters_and_values_of_its_engine(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("value", "fault"),
+    ("old", "new", "fault"),
     [
-        ("[]", "starts.1.parameters.size"),
-        ("many", "starts: size: 'many' is not of type int"),
-        ("[16, true]", "starts: size: True is not of type int"),
-        ("16.5", "starts: size: 16.5 is not of type int"),
+        ("{size: 16}", "{size: []}", "starts.1.parameters.size"),
+        ("{size: 16}", "{size: many}", "starts: size: 'many' is not of type int"),
+        ("{size: 16}", "{size: [16, true]}", "starts: size: True is not of type int"),
+        ("{size: 16}", "{size: 16.5}", "starts: size: 16.5 is not of type int"),
+        ("high: 64", "high: 64, typical: few", "'few' is not of type int"),
+        ("high: 64", "high: 64, default: true", "True is not of type int"),
+        ("high: 64", "high: 64, default: 4, typical: 8", "leave one out"),
     ],
 )
-def test_a_value_of_a_start_is_of_the_type_of_its_parameter(value: str, fault: str, tmp_path: Path) -> None:
-    """And there is at least one."""
-    (tmp_path / "own.yaml").write_text(STARTS.replace("{size: 16}", f"{{size: {value}}}"))
-    with pytest.raises(SpecError) as caught:
-        load_engine(str(tmp_path / "own.yaml"))
-    assert fault in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("said", "fault"),
-    [
-        ("typical: few", "'few' is not of type int"),
-        ("default: true", "True is not of type int"),
-        ("default: 4, typical: 8", "leave one out"),
-    ],
-)
-def test_what_an_engine_chooses_is_one_value_of_the_parameters_type(said: str, fault: str, tmp_path: Path) -> None:
-    """Always the same, or roughly."""
-    (tmp_path / "own.yaml").write_text(STARTS.replace("high: 64,", f"high: 64, {said},"))
+def test_what_a_file_says_of_values_is_of_the_parameters_type(old: str, new: str, fault: str, tmp_path: Path) -> None:
+    """Of a start at least one; of what the engine chooses itself, either always or roughly."""
+    (tmp_path / "own.yaml").write_text(STARTS.replace(old, new))
     with pytest.raises(SpecError) as caught:
         load_engine(str(tmp_path / "own.yaml"))
     assert fault in str(caught.value)

@@ -65,6 +65,8 @@ def test_heads_and_layers_must_divide() -> None:
     assert "attention heads" in (unfit(SGLANG, {"tp_size": 4}, heads=14, kv_heads=2) or "")
     assert "attention heads" in (unfit(VLLM, {"tensor_parallel_size": 4}, heads=14, kv_heads=2) or "")
     assert unfit(SGLANG, {"tp_size": 4, "dp_size": 2, "enable_dp_attention": True}, heads=14) is None
+    assert "TP group" in (unfit(SGLANG, {"tp_size": 4, "attn_dp_size": 8}) or "")
+    assert "TP group" in (unfit(SGLANG, {"tp_size": 4, "dp_size": 8, "enable_dp_attention": True}) or "")
     assert "key-value heads" in (unfit(SGLANG, {"tp_size": 4}, heads=24, kv_heads=6) or "")
     assert unfit(SGLANG, {"tp_size": 4}, kv_heads=2) is None
     assert "pipeline stages" in (unfit(SGLANG, {"tp_size": 4, "pp_size": 4}, layers=2) or "")

@@ -42,7 +42,8 @@ class Launch:
         usual: dict[str, tuple[ParameterValue, ...]] = {}
         for name, parameter in self.engine.parameters.items():
             usual[name] = _told(parameter, said[name]) if name in said else (None, parameter.unsaid)
-        for name, flag in self.raw_flags.items():
+        for name, raw_flag in self.raw_flags.items():
+            flag = raw_flag.replace("_", "-")
             usual[name] = _meant(cast(tuple[str, ...], said[flag])) if flag in said else (None, False)
         return usual
 

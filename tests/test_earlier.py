@@ -297,7 +297,7 @@ def test_a_start_speaks_of_parameters_and_values_of_its_engine(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ("{size: 16}", "{size: []}", "starts.1.parameters.size"),
+        ("{size: 16}", "{size: []}", "starts: size: a list without a value"),
         ("{size: 16}", "{size: many}", "starts: size: 'many' is not of type int"),
         ("{size: 16}", "{size: [16, true]}", "starts: size: True is not of type int"),
         ("{size: 16}", "{size: 16.5}", "starts: size: 16.5 is not of type int"),

@@ -184,7 +184,7 @@ class Preset(Model):
 
 class Start(Model):
     description: str
-    parameters: dict[str, ParameterValue | Annotated[tuple[ParameterValue, ...], Field(min_length=1)]] = Field(
+    parameters: dict[str, ParameterValue | tuple[ParameterValue, ...]] = Field(
         min_length=1, description="a value, or several, of which the first that the task searches counts"
     )
 
@@ -286,6 +286,8 @@ def _start_faults(engine: Engine, start: Start) -> Iterator[str]:
         known = engine.parameters.get(name)
         if known is None:
             yield f"starts: {name} is no parameter of this engine"
+        elif not values:
+            yield f"starts: {name}: a list without a value; leave {name} out instead"
         else:
             wrong = [value for value in values if value is not None and not known.takes(value)]
             yield from (f"starts: {name}: {value!r} is {known.misfit}" for value in wrong)

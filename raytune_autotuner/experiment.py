@@ -196,7 +196,8 @@ def _lessons(setup: Setup, past: Past, first: Sequence[First]) -> Lessons:
     lessons = past.lessons()
     known = {config_hash(parameters) for parameters in (*(told for told, _ in lessons.told), *lessons.open)}
     new = tuple(each.parameters for each in first if config_hash(each.parameters) not in known)
-    return replace(lessons, first=new, usual=setup.launch.usual())
+    free = {config_hash(each.parameters): each.free for each in first}
+    return replace(lessons, first=new, free=free, usual=setup.launch.usual())
 
 
 def _tune(

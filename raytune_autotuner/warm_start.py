@@ -45,6 +45,8 @@ class First:
 
     parameters: dict[str, ParameterValue]
     why: str
+    free: tuple[str, ...] = ()
+    """The parameters of which it says nothing: what they are here is as good as something else."""
 
 
 def first_points(setup: Setup, found: Found) -> tuple[First, ...]:
@@ -75,7 +77,9 @@ def begin(setup: Setup, found: Found) -> tuple[First, ...]:
 
 def load(folder: ExperimentFolder) -> tuple[First, ...] | None:
     text = folder.root.read(FILE)
-    return None if text is None else tuple(First(**point) for point in json.loads(text))
+    if text is None:
+        return None
+    return tuple(First(**{**point, "free": tuple(point.get("free", ()))}) for point in json.loads(text))
 
 
 def _new(points: Iterable[First]) -> Iterator[First]:
@@ -96,7 +100,8 @@ def _starts(engine: Engine, space: Space, usual: Usual) -> Iterator[First]:
     for start in engine.starts:
         wanted = {name: _first_of(space, name, values) for name, values in start.alternatives.items()}
         if (found := projected(engine, space, wanted, usual)) is not None:
-            yield First(dict(found), f"{engine.name}: {start.description}")
+            free = tuple(name for name in found if name not in wanted)
+            yield First(dict(found), f"{engine.name}: {start.description}", free)
 
 
 def _first_of(space: Space, name: str, values: Sequence[ParameterValue]) -> ParameterValue:

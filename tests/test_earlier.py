@@ -130,7 +130,11 @@ def test_the_search_begins_with_the_engine_and_with_the_best_of_before(tmp_path:
     assert "number 1 of old" in points[2].why
     space = Space.of(new.task, new.engine)
     assert all(space.point(p.parameters) is not None for p in points)
+    assert any(p.free for p in points)
     assert warm_start.begin(new, Found()) == points
+    written = [{"parameters": p.parameters, "why": p.why} for p in points]  # by a version that knew no more
+    new.folder.root.write(warm_start.FILE, json.dumps(written))
+    assert warm_start.load(new.folder) == tuple(replace(p, free=()) for p in points)
 
 
 @pytest.mark.parametrize(
@@ -283,6 +287,7 @@ def test_of_several_values_of_a_start_the_first_that_is_searched_counts(
         {"quantization": first, "size": 4},
         {"quantization": None, "size": 16},
     ]
+    assert [point.free for point in points] == [(), ("quantization",)]
 
 
 def test_a_start_speaks_of_parameters_and_values_of_its_engine(tmp_path: Path) -> None:

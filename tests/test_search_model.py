@@ -11,13 +11,14 @@ import pytest
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space
-from raytune_autotuner.records import Parameters, config_hash
+from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, config_hash
 from raytune_autotuner.search.knowledge import WORST
 from raytune_autotuner.search.model.adaptive import Adaptive
 from raytune_autotuner.search.model.beliefs import Beliefs, Trying, logarithm
 from raytune_autotuner.search.model.causes import Causes
 from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
 from raytune_autotuner.search.model.process import Kernel, Process, log_improvement
+from raytune_autotuner.search.source import Lessons
 from raytune_autotuner.task.spec import parse_task
 
 PARAMETERS: dict[str, Any] = {
@@ -456,3 +457,66 @@ def test_the_neighbours_of_the_best_are_tried_when_nothing_seems_left_to_gain() 
             chosen.hear(other, report(1.05 * min(map(speed, everywhere)) if other == worst else speed(other)))
     asked = [chosen.propose(f"k{n}") for n in range(len(near))]
     assert {config_hash(c) for c in asked if c} == near
+
+
+GUESS = {"tp_size": 1, "chunked_prefill_size": 4096, "attention_backend": "fa3", "enable_mixed_chunk": True}
+
+
+def guessing(baseline_gpus: int = 4, free: tuple[str, ...] = ("attention_backend",), **lessons: Any) -> Adaptive:
+    """A search that begins with one guess."""
+    told: dict[str, Any] = {"first": (GUESS,), "free": {config_hash(GUESS): free}, **lessons}
+    return source(cost=lambda c: float(c.get("tp_size", baseline_gpus)), lessons=Lessons(**told))  # type: ignore[arg-type]
+
+
+def told_of_each(chosen: Adaptive, result: dict[str, Any], number: int) -> list[Parameters]:
+    """The next proposals, of each of which the search hears the same."""
+    found = []
+    for n in range(number):
+        parameters = chosen.propose(f"k{n}")
+        assert parameters is not None
+        found.append(parameters)
+        chosen.hear(parameters, result)
+    return found
+
+
+def test_a_first_guess_that_fails_is_tried_with_what_it_says_nothing_of() -> None:
+    """Another kernel, one after the other; what it is about stays."""
+    assert told_of_each(guessing(), FAILED, 3) == [
+        GUESS,
+        {**GUESS, "attention_backend": "flashinfer"},
+        {**GUESS, "attention_backend": "triton"},
+    ]
+
+
+@pytest.mark.parametrize("free", [(), ("chunked_prefill_size",)])
+def test_nothing_else_of_a_first_guess_is_changed(free: tuple[str, ...]) -> None:
+    """A number near another one would fail as well."""
+    chosen = guessing(free=free)
+    _, after = told_of_each(chosen, FAILED, 2)
+    assert after == guessing(free=free)._first[1]
+
+
+@pytest.mark.parametrize("result", [{**FAILED, "cause": "out_of_memory: # GiB short"}, report(-1.0, 1, slo=1.4)])
+def test_a_first_guess_that_needs_more_memory_or_speed_gets_more_gpus(result: dict[str, Any]) -> None:
+    """Fewer than the runtime uses, of which it is known that they do."""
+    found = told_of_each(guessing(baseline_gpus=4), result, 3)
+    assert found[:2] == [GUESS, {**GUESS, "tp_size": 2}]
+    assert found[2] != {**GUESS, "tp_size": 4}
+
+
+def test_a_first_guess_that_works_stays_as_it_is() -> None:
+    """The model goes on from there."""
+    chosen = guessing()
+    first, after = told_of_each(chosen, report(-1.0, slo=0.9), 2)
+    assert (first, after) == (GUESS, guessing()._first[1])
+
+
+def test_a_search_that_goes_on_changes_the_guesses_of_before() -> None:
+    """From where it was: what was tried already is not tried again, and counts."""
+    other = {**GUESS, "attention_backend": "flashinfer"}
+    failed = Failure("unsupported", "no such kernel")
+    ended = tuple(
+        TrialRecord(TrialId("search", config_hash(c)), "e", n, c, "infeasible", "", failure=failed)
+        for n, c in enumerate((GUESS, other))
+    )
+    assert guessing(first=(), ended=ended).propose("k") == {**GUESS, "attention_backend": "triton"}

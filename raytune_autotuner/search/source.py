@@ -23,6 +23,8 @@ class Lessons:
     """Those that are being measured; they are told later, under their hash."""
     first: tuple[Parameters, ...] = ()
     """What is to be tried first, best guess first; may hold what is known already, or what is not in the space."""
+    free: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The parameters of which one of these says nothing, by its hash."""
     usual: Mapping[str, tuple[ParameterValue, ...]] = field(default_factory=dict)
     """What parameters are in the baseline, which gives none of them, as far as it is known (see ``Usual``)."""
     ended: tuple[TrialRecord, ...] = ()

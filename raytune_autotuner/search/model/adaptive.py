@@ -8,7 +8,7 @@ measured. It also says which trials are worth their next rung.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from raytune_autotuner.proposal import reports
 from raytune_autotuner.records import Parameters, config_hash
 from raytune_autotuner.search.model.beliefs import CAUTION, WHOLE, XI, Beliefs, Trying, logarithm, most_telling
 from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
+from raytune_autotuner.search.model.guesses import Guess, Guesses
 from raytune_autotuner.search.model.process import Array
 from raytune_autotuner.search.source import NOTHING, WORST, Lessons, within
 
@@ -86,7 +87,15 @@ class Adaptive:
         self._remember(lessons)
         first = within(space, lessons.first)
         self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng, cost)], len(first)
+        self._guesses = Guesses(space, self._price, self._guessed(lessons.free, first))
         self._grid = _whole(space)
+
+    def _guessed(self, free: Mapping[str, Iterable[str]], first: Iterable[Parameters]) -> Iterator[Guess]:
+        """Those that are to be tried first, and those that were when the search was taken up again."""
+        known = {**self._parameters, **{config_hash(each): each for each in first}}
+        named = zip(self._space.dimensions, self._encoding.ordered, strict=True)
+        unordered = frozenset(dimension.name for dimension, is_ordered in named if not is_ordered)
+        yield from (Guess([known[name]], unordered.intersection(some)) for name, some in free.items() if name in known)
 
     def _remember(self, lessons: Lessons) -> None:
         for record in lessons.ended:
@@ -109,11 +118,15 @@ class Adaptive:
         return self._tried.get(name)
 
     def propose(self, key: str) -> Parameters | None:
-        chosen = self._from_the_list() or self._best()
+        chosen = self._guesses.changed(self._tried, self._likeliest) or self._from_the_list() or self._best()
         if chosen is not None:
             self._keys[key] = config_hash(chosen)
             self._known(chosen)
         return chosen
+
+    def _likeliest(self, some: list[Parameters]) -> Parameters:
+        """To work; the first of them where nothing is known."""
+        return some[int(np.argmax(self._beliefs.log_works(self._encoding.rows(some), list(self._tried.values()))))]
 
     def _from_the_list(self) -> Parameters | None:
         """What is to be tried first, then points spread over the space, as long as little is known."""

@@ -56,6 +56,11 @@ class Trying:
         return not (self.slo or self.failure or self.closed)
 
     @property
+    def missed(self) -> bool:
+        """Whether it cannot work, or broke the SLO."""
+        return self.failure is not None or max(self.slo.values(), default=0.0) > 1
+
+    @property
     def may_be_best(self) -> bool:
         """It kept the SLO to the end, or is not there yet. What a short rung shows of the others is no yardstick."""
         if self.failure is not None:

@@ -8,7 +8,7 @@ from typing import Any
 from raytune_autotuner.foresight import Launch
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.proposal import Proposal
-from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord
+from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, config_hash
 from raytune_autotuner.search import Lessons, Limits, Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.verdict import Ask
 from raytune_autotuner.warm_start import engine_points
@@ -91,7 +91,8 @@ def _lessons(world: World, cold: bool) -> Lessons:
     """What a search begins with in a storage without earlier experiments."""
     usual = Launch(world.engine, world.args).usual()
     points = [] if cold else engine_points(world.engine, world.space, usual)
-    return Lessons(first=tuple(point.parameters for point in points), usual=usual)
+    free = {config_hash(point.parameters): point.free for point in points}
+    return Lessons(first=tuple(point.parameters for point in points), free=free, usual=usual)
 
 
 def default(table: Table, seed: int) -> History:

@@ -488,6 +488,18 @@ def test_a_first_guess_that_fails_is_tried_with_what_it_says_nothing_of() -> Non
     ]
 
 
+def test_a_first_guess_is_not_changed_for_ever() -> None:
+    """Three times at most, and all of them together no more often than the search can spare."""
+    kernels = {"type": "choice", "values": ["fa3", "flashinfer", "triton", "torch_native", "aiter", "ascend"]}
+    wide, guess = space(**{**SMALL, "attention_backend": kernels}), {**GUESS, "attention_backend": "aiter"}
+    lessons = Lessons(first=(guess,), free={config_hash(guess): ("attention_backend",)})
+    for changes in (12, 2):
+        chosen = Adaptive(wide, 0, total_rungs=2, changes=changes, lessons=lessons)
+        found = told_of_each(chosen, FAILED, 5)
+        about = [{**each, "attention_backend": "aiter"} == guess for each in found]
+        assert about == [n <= min(3, changes) for n in range(5)]
+
+
 @pytest.mark.parametrize("free", [(), ("chunked_prefill_size",)])
 def test_nothing_else_of_a_first_guess_is_changed(free: tuple[str, ...]) -> None:
     """A number near another one would fail as well."""

@@ -126,6 +126,7 @@ def _adaptive(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
         task.optimization.seed,
         total_rungs=len(ladder(task)),
         startup=startup_points(task.optimization.max_iterations),
+        changes=task.optimization.max_iterations // 4,
         cost=cost,
         lessons=lessons,
     )

@@ -59,7 +59,7 @@ def startup_points(trials: int) -> int:
 class Adaptive:
     """A ``Judge`` (see there). Not told of reports, it learns from ``tell`` alone, which knows less.
 
-    ``cost`` is what a trial of a configuration takes, say its GPUs.
+    ``cost`` is what a trial of a configuration takes, say its GPUs; ``changes`` are those of first guesses, in all.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Adaptive:
         *,
         total_rungs: int,
         startup: int = 5,
+        changes: int = 12,
         cost: Callable[[Parameters], float] = lambda _: 1.0,
         lessons: Lessons = NOTHING,
     ) -> None:
@@ -87,7 +88,7 @@ class Adaptive:
         self._remember(lessons)
         first = within(space, lessons.first)
         self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng, cost)], len(first)
-        self._guesses = Guesses(space, self._price, self._guessed(lessons.free, first))
+        self._guesses = Guesses(space, self._price, self._guessed(lessons.free, first), changes)
         self._grid = _whole(space)
 
     def _guessed(self, free: Mapping[str, Iterable[str]], first: Iterable[Parameters]) -> Iterator[Guess]:

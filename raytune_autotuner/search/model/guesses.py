@@ -7,7 +7,7 @@ of, or, where memory or speed was short, on more GPUs, as long as these are fewe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,10 +37,10 @@ class Guess:
 
 
 class Guesses:
-    """All that may still be changed; ``price`` is what a trial of a configuration takes."""
+    """All that may still be changed, ``most`` times in all; ``price`` is what a trial of a configuration takes."""
 
-    def __init__(self, space: Space, price: Callable[[Parameters], float], guesses: Iterator[Guess]) -> None:
-        self._space, self._price, self._guesses = space, price, list(guesses)
+    def __init__(self, space: Space, price: Callable[[Parameters], float], guesses: Iterable[Guess], most: int) -> None:
+        self._space, self._price, self._guesses, self._left = space, price, list(guesses), most
 
     def changed(
         self, tried: Mapping[str, Trying], likeliest: Callable[[list[Parameters]], Parameters]
@@ -48,10 +48,11 @@ class Guesses:
         """What nobody tried yet, in place of a guess that did not work; ``likeliest`` says which of some may well."""
         for guess in list(self._guesses):
             while (trying := tried.get(config_hash(guess.latest))) is not None and trying.missed:
-                near = self._near(guess, trying) if len(guess.steps) <= CHANGES else []
+                near = self._near(guess, trying) if self._left > 0 and len(guess.steps) <= CHANGES else []
                 if not near:
                     self._guesses.remove(guess)
                     break
+                self._left -= 1
                 guess.steps.append(likeliest(near))
                 if config_hash(guess.latest) not in tried:
                     return guess.latest

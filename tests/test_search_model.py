@@ -516,6 +516,20 @@ def test_a_first_guess_that_needs_more_memory_or_speed_gets_more_gpus(result: di
     assert found[2] != {**GUESS, "tp_size": 4}
 
 
+def test_a_first_guess_gets_no_more_gpus_than_one_that_works() -> None:
+    """Nor before it is known whether one does."""
+    other = {**GUESS, "tp_size": 2, "attention_backend": "triton"}
+    for heard, larger in ((report(-1.0, 1, slo=0.9), False), (report(-1.0, 1, slo=1.2), True)):
+        free = {config_hash(guess): () for guess in (GUESS, other)}
+        chosen = guessing(first=(GUESS, other), free=free)
+        assert [chosen.propose("a"), chosen.propose("b")] == [GUESS, other]
+        chosen.hear(GUESS, {**FAILED, "cause": "out_of_memory: # GiB short"})
+        waits = chosen.propose("c")
+        assert waits != {**GUESS, "tp_size": 2}
+        chosen.hear(other, heard)
+        assert (chosen.propose("d") == {**GUESS, "tp_size": 2}) is larger
+
+
 def test_a_first_guess_that_works_stays_as_it_is() -> None:
     """The model goes on from there."""
     chosen = guessing()

@@ -61,6 +61,11 @@ class Trying:
         return self.failure is not None or max(self.slo.values(), default=0.0) > 1
 
     @property
+    def keeps(self) -> bool:
+        """Whether it works, and kept the SLO so far."""
+        return self.works and not self.missed
+
+    @property
     def may_be_best(self) -> bool:
         """It kept the SLO to the end, or is not there yet. What a short rung shows of the others is no yardstick."""
         if self.failure is not None:

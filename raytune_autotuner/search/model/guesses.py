@@ -2,7 +2,7 @@
 
 A guess of an engine file is about some parameters; what the others are in it is chance, and how few GPUs can carry a
 model it cannot know. So one that fails is not given up at once: it is tried with other values of what it says nothing
-of, or, where memory or speed was short, on more GPUs, as long as these are fewer than the runtime uses.
+of, or, where memory or speed was short, on more GPUs, as long as no guess works on fewer than the runtime uses.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ class Guesses:
         """What nobody tried yet, in place of a guess that did not work; ``likeliest`` says which of some may well."""
         for guess in list(self._guesses):
             while (trying := tried.get(config_hash(guess.latest))) is not None and trying.missed:
-                near = self._near(guess, trying) if self._left > 0 and len(guess.steps) <= CHANGES else []
-                if not near:
+                short = trying.failure is None or trying.failure.startswith(SHORT_OF_MEMORY)
+                if short and not self._are_heard(tried):
+                    break
+                near = self._larger(guess, tried) if short else self._other(guess)
+                if not near or self._left == 0 or len(guess.steps) > CHANGES:
                     self._guesses.remove(guess)
                     break
                 self._left -= 1
@@ -58,13 +61,25 @@ class Guesses:
                     return guess.latest
         return None
 
-    def _near(self, guess: Guess, trying: Trying) -> list[Parameters]:
-        """What comes next to a guess, in one parameter: no step of before."""
-        before, last = {config_hash(each) for each in guess.steps}, guess.latest
-        nothing_drawn = np.random.default_rng(0)
-        near = [c for c in neighbours(self._space, last, 0, nothing_drawn) if config_hash(c) not in before]
-        if trying.failure is not None and not trying.failure.startswith(SHORT_OF_MEMORY):
-            return [c for c in near if any(c.get(name) != last.get(name) for name in guess.free)]
-        larger = [c for c in near if self._price(last) < self._price(c) < self._price({})]
+    def _are_heard(self, tried: Mapping[str, Trying]) -> bool:
+        heard = (tried.get(config_hash(guess.latest)) for guess in self._guesses)
+        return all(each is not None and not each.pending for each in heard)
+
+    def _larger(self, guess: Guess, tried: Mapping[str, Trying]) -> list[Parameters]:
+        """On the next number of GPUs, as long as no guess works on so few, nor the runtime."""
+        latest = [each.latest for each in self._guesses]
+        working = [each for each in latest if (one := tried.get(config_hash(each))) is not None and one.keeps]
+        most = min(map(self._price, [*working, {}]))
+        larger = [c for c in self._near(guess) if self._price(guess.latest) < self._price(c) < most]
         least = min(map(self._price, larger), default=0.0)
         return [c for c in larger if self._price(c) == least]
+
+    def _other(self, guess: Guess) -> list[Parameters]:
+        """With another value of what it says nothing of."""
+        return [c for c in self._near(guess) if any(c.get(name) != guess.latest.get(name) for name in guess.free)]
+
+    def _near(self, guess: Guess) -> list[Parameters]:
+        """What differs in one parameter, and is no step of before."""
+        before, nothing_drawn = {config_hash(each) for each in guess.steps}, np.random.default_rng(0)
+        near = neighbours(self._space, guess.latest, 0, nothing_drawn)
+        return [configuration for configuration in near if config_hash(configuration) not in before]

@@ -464,7 +464,7 @@ GUESS = {"tp_size": 1, "chunked_prefill_size": 4096, "attention_backend": "fa3",
 
 def guessing(baseline_gpus: int = 4, free: tuple[str, ...] = ("attention_backend",), **lessons: Any) -> Adaptive:
     """A search that begins with one guess."""
-    told: dict[str, Any] = {"first": (GUESS,), "free": {config_hash(GUESS): free}, **lessons}
+    told: dict[str, Any] = {"first": (GUESS,), **lessons, "free": {config_hash(GUESS): free}}
     return source(cost=lambda c: float(c.get("tp_size", baseline_gpus)), lessons=Lessons(**told))  # type: ignore[arg-type]
 
 
@@ -520,8 +520,9 @@ def test_a_first_guess_gets_no_more_gpus_than_one_that_works() -> None:
     """Nor before it is known whether one does."""
     other = {**GUESS, "tp_size": 2, "attention_backend": "triton"}
     for heard, larger in ((report(-1.0, 1, slo=0.9), False), (report(-1.0, 1, slo=1.2), True)):
-        free = {config_hash(guess): () for guess in (GUESS, other)}
-        chosen = guessing(first=(GUESS, other), free=free)
+        free: dict[str, tuple[str, ...]] = {config_hash(guess): () for guess in (GUESS, other)}
+        lessons = Lessons(first=(GUESS, other), free=free)
+        chosen = source(cost=lambda c: float(c.get("tp_size", 4)), lessons=lessons)  # type: ignore[arg-type]
         assert [chosen.propose("a"), chosen.propose("b")] == [GUESS, other]
         chosen.hear(GUESS, {**FAILED, "cause": "out_of_memory: # GiB short"})
         waits = chosen.propose("c")

@@ -508,12 +508,36 @@ def test_nothing_else_of_a_first_guess_is_changed(free: tuple[str, ...]) -> None
     assert after == guessing(free=free)._first[1]
 
 
-@pytest.mark.parametrize("result", [{**FAILED, "cause": "out_of_memory: # GiB short"}, report(-1.0, 1, slo=1.4)])
+@pytest.mark.parametrize(
+    "result",
+    [
+        {**FAILED, "cause": "out_of_memory: # GiB short"},
+        {**FAILED, "cause": "pruned: cannot start; the weights are larger than the GPU's memory"},
+        report(-1.0, 1, slo=1.4),
+    ],
+)
 def test_a_first_guess_that_needs_more_memory_or_speed_gets_more_gpus(result: dict[str, Any]) -> None:
     """Fewer than the runtime uses, of which it is known that they do."""
     found = told_of_each(guessing(baseline_gpus=4), result, 3)
     assert found[:2] == [GUESS, {**GUESS, "tp_size": 2}]
     assert found[2] != {**GUESS, "tp_size": 4}
+
+
+@pytest.mark.parametrize("cause", ["quality: other answers", "no_fit: no node has so many GPUs"])
+def test_a_first_guess_is_not_changed_where_that_is_of_no_use(cause: str) -> None:
+    """What it is about is what is wrong."""
+    _, after = told_of_each(guessing(), {**FAILED, "cause": cause}, 2)
+    assert after == guessing()._first[1]
+
+
+def test_a_first_guess_is_not_changed_in_what_switches_a_free_parameter_off() -> None:
+    """A parameter that goes away has not got another value."""
+    kernel = {**PARAMETERS["attention_backend"], "when": "enable_mixed_chunk"}
+    lessons = Lessons(first=(GUESS,), free={config_hash(GUESS): ("attention_backend",)})
+    chosen = Adaptive(space(**{**SMALL, "attention_backend": kernel}), 0, total_rungs=2, lessons=lessons)
+    found = told_of_each(chosen, FAILED, 3)
+    assert [each["attention_backend"] for each in found] == ["fa3", "flashinfer", "triton"]
+    assert all(each["enable_mixed_chunk"] for each in found)
 
 
 def test_a_first_guess_gets_no_more_gpus_than_one_that_works() -> None:

@@ -19,8 +19,10 @@ from raytune_autotuner.search.model.encoding import neighbours
 
 CHANGES = 3
 """So often a guess is changed, at most."""
-SHORT_OF_MEMORY = "out_of_memory"
-"""What the cause of such a failure begins with (see ``proposal.cause``)."""
+SHORT_OF_MEMORY = ("out_of_memory", "pruned: cannot start")
+"""What the causes of such failures begin with (see ``proposal.cause``); the second is found by arithmetic."""
+NOT_TO_BE_MENDED = ("quality", "no_fit")
+"""What the guess is about makes the answers worse; it is too large already."""
 
 
 @dataclass
@@ -51,7 +53,7 @@ class Guesses:
                 short = trying.failure is None or trying.failure.startswith(SHORT_OF_MEMORY)
                 if short and not self._are_heard(tried):
                     break
-                near = self._larger(guess, tried) if short else self._other(guess)
+                near = self._larger(guess, tried) if short else self._other(guess, trying)
                 if not near or self._left == 0 or len(guess.steps) > CHANGES:
                     self._guesses.remove(guess)
                     break
@@ -74,12 +76,19 @@ class Guesses:
         least = min(map(self._price, larger), default=0.0)
         return [c for c in larger if self._price(c) == least]
 
-    def _other(self, guess: Guess) -> list[Parameters]:
+    def _other(self, guess: Guess, trying: Trying) -> list[Parameters]:
         """With another value of what it says nothing of."""
-        return [c for c in self._near(guess) if any(c.get(name) != guess.latest.get(name) for name in guess.free)]
+        if (trying.failure or "").startswith(NOT_TO_BE_MENDED):
+            return []
+        return [c for c in self._near(guess) if _differing(c, guess.latest) & guess.free]
 
     def _near(self, guess: Guess) -> list[Parameters]:
         """What differs in one parameter, and is no step of before."""
         before, nothing_drawn = {config_hash(each) for each in guess.steps}, np.random.default_rng(0)
         near = neighbours(self._space, guess.latest, 0, nothing_drawn)
         return [configuration for configuration in near if config_hash(configuration) not in before]
+
+
+def _differing(one: Parameters, other: Parameters) -> set[str]:
+    """Parameters that both have; one that another one switches on or off is not what was changed."""
+    return {name for name in one.keys() & other.keys() if one[name] != other[name]}

@@ -462,6 +462,9 @@ def test_the_neighbours_of_the_best_are_tried_when_nothing_seems_left_to_gain() 
 GUESS = {"tp_size": 1, "chunked_prefill_size": 4096, "attention_backend": "fa3", "enable_mixed_chunk": True}
 
 
+MANY = {"type": "choice", "values": ["fa3", "flashinfer", "triton", "torch_native", "aiter", "ascend"]}
+
+
 def guessing(baseline_gpus: int = 4, free: tuple[str, ...] = ("attention_backend",), **lessons: Any) -> Adaptive:
     """A search that begins with one guess."""
     told: dict[str, Any] = {"first": (GUESS,), **lessons, "free": {config_hash(GUESS): free}}
@@ -490,8 +493,7 @@ def test_a_first_guess_that_fails_is_tried_with_what_it_says_nothing_of() -> Non
 
 def test_a_first_guess_is_not_changed_for_ever() -> None:
     """Three times at most, and all of them together no more often than the search can spare."""
-    kernels = {"type": "choice", "values": ["fa3", "flashinfer", "triton", "torch_native", "aiter", "ascend"]}
-    wide, guess = space(**{**SMALL, "attention_backend": kernels}), {**GUESS, "attention_backend": "aiter"}
+    wide, guess = space(**{**SMALL, "attention_backend": MANY}), {**GUESS, "attention_backend": "aiter"}
     lessons = Lessons(first=(guess,), free={config_hash(guess): ("attention_backend",)})
     for changes in (12, 2):
         chosen = Adaptive(wide, 0, total_rungs=2, changes=changes, lessons=lessons)
@@ -521,6 +523,58 @@ def test_a_first_guess_that_needs_more_memory_or_speed_gets_more_gpus(result: di
     found = told_of_each(guessing(baseline_gpus=4), result, 3)
     assert found[:2] == [GUESS, {**GUESS, "tp_size": 2}]
     assert found[2] != {**GUESS, "tp_size": 4}
+
+
+def test_changes_of_before_count_when_a_search_goes_on() -> None:
+    """However unlikely what failed looks by now."""
+    failed = Failure("unsupported", "no such kernel")
+    tried = [{**GUESS, "attention_backend": kernel} for kernel in ("fa3", "flashinfer", "triton", "torch_native")]
+    ended = tuple(
+        TrialRecord(TrialId("search", config_hash(c)), "e", n, c, "infeasible", "", failure=failed)
+        for n, c in enumerate(tried)
+    )
+    lessons = Lessons(free={config_hash(GUESS): ("attention_backend",)}, ended=ended)
+    wide = space(**{**SMALL, "attention_backend": MANY})
+    for changes in (12, 3):
+        chosen = Adaptive(wide, 0, total_rungs=2, changes=changes, lessons=lessons)
+        assert chosen._guesses.changed(chosen._tried, chosen._likeliest) is None
+    fewer = Lessons(free=lessons.free, ended=ended[:3])
+    chosen = Adaptive(wide, 0, total_rungs=2, lessons=fewer)
+    assert chosen._guesses.changed(chosen._tried, chosen._likeliest) is not None
+
+
+def test_a_number_of_two_values_is_a_number() -> None:
+    """GPUs above all."""
+    two = {**SMALL, "tp_size": {"type": "choice", "values": [1, 2]}}
+    lessons = Lessons(first=(GUESS,), free={config_hash(GUESS): ("tp_size", "attention_backend")})
+    chosen = Adaptive(space(**two), 0, total_rungs=2, lessons=lessons)
+    assert {each["tp_size"] for each in told_of_each(chosen, FAILED, 3)} == {1}
+
+
+def test_what_a_guess_is_about_is_not_switched_off() -> None:
+    """By another value of what it says nothing of."""
+    steps = {"num_continuous_decode_steps": PARAMETERS["num_continuous_decode_steps"]}
+    guess = {**GUESS, "enable_mixed_chunk": False, "num_continuous_decode_steps": 4}
+    lessons = Lessons(first=(guess,), free={config_hash(guess): ("enable_mixed_chunk",)})
+    chosen = Adaptive(space(**SMALL, **steps), 0, total_rungs=2, lessons=lessons)
+    told_of_each(chosen, FAILED, 1)
+    assert chosen._guesses.changed(chosen._tried, chosen._likeliest) is None
+
+
+@pytest.mark.parametrize(
+    ("why", "expected"),
+    [
+        ("(out_of_memory: # GiB short): tp_size # < #", [{**GUESS, "tp_size": 2}]),
+        ("(bad_flag: no such flag): it differs in nothing that counts", [{**GUESS, "attention_backend": "flashinfer"}]),
+    ],
+)
+def test_a_first_guess_that_must_fail_as_another_did(why: str, expected: list[Parameters]) -> None:
+    """Is changed as that one would be, once: what is refused again is beyond it."""
+    chosen = guessing()
+    pruned = {**FAILED, "cause": f"pruned: must fail as search-# did {why}"}
+    first, *changed = told_of_each(chosen, pruned, 2)
+    assert (first, changed) == (GUESS, expected)
+    assert chosen._guesses.changed(chosen._tried, chosen._likeliest) is None
 
 
 @pytest.mark.parametrize("cause", ["quality: other answers", "no_fit: no node has so many GPUs"])

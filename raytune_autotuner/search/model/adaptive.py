@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raytune_autotuner.planning.space import Space
+from raytune_autotuner.planning.space import Space, is_ordered
 from raytune_autotuner.proposal import reports
 from raytune_autotuner.records import Parameters, config_hash
 from raytune_autotuner.search.model.beliefs import CAUTION, WHOLE, XI, Beliefs, Trying, logarithm, most_telling
@@ -22,6 +22,7 @@ from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
 from raytune_autotuner.search.model.guesses import Guess, Guesses
 from raytune_autotuner.search.model.process import Array
 from raytune_autotuner.search.source import NOTHING, WORST, Lessons, within
+from raytune_autotuner.task.parameters import Boolean
 
 DRAWS, PARENTS, PAIRS = 800, 6, 40
 """Candidates: random ones, and the neighbours of the best with one parameter changed, or two (so many for each)."""
@@ -94,8 +95,8 @@ class Adaptive:
     def _guessed(self, free: Mapping[str, Iterable[str]], first: Iterable[Parameters]) -> Iterator[Guess]:
         """Those that are to be tried first, and those that were when the search was taken up again."""
         known = {**self._parameters, **{config_hash(each): each for each in first}}
-        named = zip(self._space.dimensions, self._encoding.ordered, strict=True)
-        unordered = frozenset(dimension.name for dimension, is_ordered in named if not is_ordered)
+        parameters = self._space.parameters.items()
+        unordered = frozenset(name for name, p in parameters if isinstance(p, Boolean) or not is_ordered(p))
         yield from (Guess([known[name]], unordered.intersection(some)) for name, some in free.items() if name in known)
 
     def _remember(self, lessons: Lessons) -> None:

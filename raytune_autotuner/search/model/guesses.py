@@ -2,7 +2,7 @@
 
 A guess of an engine file is about some parameters; what the others are in it is chance, and how few GPUs can carry a
 model it cannot know. So one that fails is not given up at once: it is tried with other values of what it says nothing
-of, or, where memory or speed was short, on more GPUs, as long as no guess works on fewer than the runtime uses.
+of, or, where memory or speed was short, on more GPUs, though fewer than the runtime and any guess that works.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from raytune_autotuner.search.model.encoding import neighbours
 CHANGES = 3
 """So often a guess is changed, at most."""
 SHORT_OF_MEMORY = ("out_of_memory", "pruned: cannot start")
-"""What the causes of such failures begin with (see ``proposal.cause``); the second is found by arithmetic."""
+"""What the causes of such failures begin with (see ``proposal.cause``); the second is arithmetic, mostly of memory."""
+AS_ANOTHER = "pruned: must fail"
+"""What begins the cause of one that was not run, since another one has failed; it names that one's failure."""
 NOT_TO_BE_MENDED = ("quality", "no_fit")
 """What the guess is about makes the answers worse; it is too large already."""
 
@@ -50,16 +52,19 @@ class Guesses:
         """What nobody tried yet, in place of a guess that did not work; ``likeliest`` says which of some may well."""
         for guess in list(self._guesses):
             while (trying := tried.get(config_hash(guess.latest))) is not None and trying.missed:
-                short = trying.failure is None or trying.failure.startswith(SHORT_OF_MEMORY)
+                short = _is_short(trying.failure)
                 if short and not self._are_heard(tried):
                     break
                 near = self._larger(guess, tried) if short else self._other(guess, trying)
+                if short and not near:
+                    break  # what works so far may yet break the SLO
                 if not near or self._left == 0 or len(guess.steps) > CHANGES:
                     self._guesses.remove(guess)
                     break
                 self._left -= 1
-                guess.steps.append(likeliest(near))
-                if config_hash(guess.latest) not in tried:
+                known = [c for c in near if config_hash(c) in tried]  # when the search goes on, the changes of before
+                guess.steps.append(known[0] if known else likeliest(near))
+                if not known:
                     return guess.latest
         return None
 
@@ -77,16 +82,25 @@ class Guesses:
         return [c for c in larger if self._price(c) == least]
 
     def _other(self, guess: Guess, trying: Trying) -> list[Parameters]:
-        """With another value of what it says nothing of."""
-        if (trying.failure or "").startswith(NOT_TO_BE_MENDED):
+        """With another value of what it says nothing of, on no more GPUs."""
+        cause = trying.failure or ""
+        if cause.startswith(NOT_TO_BE_MENDED) or (cause.startswith(AS_ANOTHER) and len(guess.steps) > 1):
             return []
-        return [c for c in self._near(guess) if _differing(c, guess.latest) & guess.free]
+        near = (c for c in self._near(guess) if self._price(c) <= self._price(guess.latest))
+        return [c for c in near if _differing(c, guess.latest) & guess.free]
 
     def _near(self, guess: Guess) -> list[Parameters]:
-        """What differs in one parameter, and is no step of before."""
+        """What differs in one parameter, has all that the guess has, and is no step of before."""
         before, nothing_drawn = {config_hash(each) for each in guess.steps}, np.random.default_rng(0)
         near = neighbours(self._space, guess.latest, 0, nothing_drawn)
-        return [configuration for configuration in near if config_hash(configuration) not in before]
+        return [c for c in near if guess.latest.keys() <= c.keys() and config_hash(c) not in before]
+
+
+def _is_short(failure: str | None) -> bool:
+    """Of memory, or, when it did not fail, of speed."""
+    if failure is None or failure.startswith(SHORT_OF_MEMORY):
+        return True
+    return failure.startswith(AS_ANOTHER) and f"({SHORT_OF_MEMORY[0]}:" in failure
 
 
 def _differing(one: Parameters, other: Parameters) -> set[str]:

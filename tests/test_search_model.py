@@ -460,8 +460,6 @@ def test_the_neighbours_of_the_best_are_tried_when_nothing_seems_left_to_gain() 
 
 
 GUESS = {"tp_size": 1, "chunked_prefill_size": 4096, "attention_backend": "fa3", "enable_mixed_chunk": True}
-
-
 MANY = {"type": "choice", "values": ["fa3", "flashinfer", "triton", "torch_native", "aiter", "ascend"]}
 
 
@@ -519,7 +517,7 @@ def test_nothing_else_of_a_first_guess_is_changed(free: tuple[str, ...]) -> None
     ],
 )
 def test_a_first_guess_that_needs_more_memory_or_speed_gets_more_gpus(result: dict[str, Any]) -> None:
-    """Fewer than the runtime uses, of which it is known that they do."""
+    """Fewer than the runtime uses, whether or not these do."""
     found = told_of_each(guessing(baseline_gpus=4), result, 3)
     assert found[:2] == [GUESS, {**GUESS, "tp_size": 2}]
     assert found[2] != {**GUESS, "tp_size": 4}
@@ -617,7 +615,7 @@ def test_a_first_guess_that_works_stays_as_it_is() -> None:
 
 
 def test_a_search_that_goes_on_changes_the_guesses_of_before() -> None:
-    """From where it was: what was tried already is not tried again, and counts."""
+    """From where it was: what was tried already is not tried again."""
     other = {**GUESS, "attention_backend": "flashinfer"}
     failed = Failure("unsupported", "no such kernel")
     ended = tuple(

@@ -21,7 +21,7 @@ from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.folder import ExperimentFolder
-from raytune_autotuner.foresight import Launch
+from raytune_autotuner.foresight import Launch, Roofline
 from raytune_autotuner.foresight.facts import of_task
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.packing import Need
@@ -81,6 +81,11 @@ class Setup:
         task = self.task
         raw_flags = {name: p.flag for name, p in task.parameters.items() if p.flag}
         return Launch(self.engine, self.runtime_args, task.extra_args, raw_flags)
+
+    @property
+    def roofline(self) -> Roofline | None:
+        """What is expected of configurations before anything was measured, where enough is known for that."""
+        return Roofline.of(self.task, self.launch, self.known)
 
     def gpus(self, parameters: Parameters) -> int:
         return self.site.gpus(self._engine_gpus(parameters))

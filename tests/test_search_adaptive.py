@@ -300,8 +300,8 @@ def test_without_an_slo_nobody_is_doubted_to_keep_it() -> None:
 
 def test_a_rung_that_was_cut_short_teaches_of_the_slo_alone() -> None:
     """Its last loads are missing, so it looks better than it is; what is asked next does not look for more of it."""
-    whole = [Trying([n / 4], {0: 10.0 + n}, {0: 0.3}) for n in range(3)]
-    cut, rows = Trying([1.0], {}, {0: 2.0}), np.array([[0.0], [0.9], [1.0]])
+    whole = [Trying([n / 4, 0, 0], {0: 10.0 + n}, {0: 0.3}) for n in range(3)]
+    cut, rows = Trying([1.0, 0, 0], {}, {0: 2.0}), np.array([[0.0, 0, 0], [0.9, 0, 0], [1.0, 0, 0]])
     gain, keeps = Beliefs([True]).prospects(rows, [*whole, cut], None, learn=True)
     assert np.isfinite([gain, keeps]).all()
     assert keeps[2] < keeps[0]

@@ -16,9 +16,9 @@ from raytune_autotuner.search.knowledge import WORST
 from raytune_autotuner.search.model.adaptive import Adaptive
 from raytune_autotuner.search.model.beliefs import Beliefs, Trying, logarithm
 from raytune_autotuner.search.model.causes import Causes
-from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
+from raytune_autotuner.search.model.encoding import FAR_OFF, Encoding, neighbours, spread
 from raytune_autotuner.search.model.process import Kernel, Process, log_improvement
-from raytune_autotuner.search.source import Lessons
+from raytune_autotuner.search.source import Expects, Lessons
 from raytune_autotuner.task.spec import parse_task
 
 PARAMETERS: dict[str, Any] = {
@@ -73,12 +73,32 @@ def test_a_process_learns_effects_that_multiply() -> None:
     x = np.array([[a / 3, b, c] for a in range(4) for b in range(2) for c in range(3)], dtype=float)
     y = -0.5 * x[:, 0] + 0.3 * x[:, 1] + np.array([0.0, 0.2, -0.1])[x[:, 2].astype(int)]
     chosen = np.random.default_rng(0).permutation(len(x))[:14]
-    process = Process(Kernel(np.array([True, False, False])))
-    process.fit(x[chosen], y[chosen], np.ones(14), learn=True)
+    process, rows = Process(Kernel(np.array([True, False, False])), 0.8, 0.4, expected=-2), expecting(x, 0.0)
+    process.fit(rows[chosen], y[chosen], np.ones(14), learn=True)
     rest = np.setdiff1d(np.arange(len(x)), chosen)
-    mean, deviation = process.predict(x)
+    mean, deviation = process.predict(rows)
     assert np.abs(mean - y)[rest].max() < 0.05
     assert deviation[rest].mean() > deviation[chosen].mean()
+
+
+def expecting(x: Any, loss: Any) -> Any:
+    """Rows with what is expected of them behind: a loss, and nothing of the SLO."""
+    return np.column_stack([x, np.broadcast_to(loss, len(x)), np.zeros(len(x))])
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_process_begins_with_what_is_expected_and_believes_what_is_measured(right: bool) -> None:
+    """Three readings at one end: of the other end it says what is expected. With more of them, what they say."""
+    x = np.linspace(0, 1, 21)[:, None]
+    truth = x[:, 0] if right else -x[:, 0]
+    process, rows = Process(Kernel(np.array([True])), 0.8, 0.4, expected=-2), expecting(x, x[:, 0])
+    process.fit(rows[:3], truth[:3], np.ones(3), learn=True)
+    before = process.predict(rows[-1:])[0][0] - truth[0]
+    process.fit(rows[::4], truth[::4], np.ones(6), learn=True)
+    after = process.predict(rows)[0]
+    assert np.abs(after - truth).max() < 0.1
+    if right:
+        assert before > 0.5
 
 
 def test_the_expected_improvement_is_right_near_and_far() -> None:
@@ -138,8 +158,21 @@ def test_rows_hold_ranks_categories_and_what_is_left_out() -> None:
             "mem_frac": 0.8,
         }
     )
-    assert row == pytest.approx([0.5, 1.0, 2.0, 1.0, 0.5, -1.0])
+    assert row == pytest.approx([0.5, 1.0, 2.0, 1.0, 0.5, -1.0, 0.0, 0.0])
     assert encoding.ordered.tolist() == [True, True, False, False, True, True]
+
+
+def test_rows_end_with_what_is_expected() -> None:
+    """The loss relative to the best, the SLO's metric relative to its limit; what finds no room is as bad as can be."""
+    losses = {1: 3.0, 2: 2.5, 4: 9.0}
+
+    def expects(parameters: Parameters) -> tuple[float, float] | None:
+        size = int(str(parameters["tp_size"]))
+        return None if size == 4 else (losses[size], -0.5)
+
+    encoding = Encoding(space(**SMALL), expects)
+    ends = [encoding.row({**SLOW, "tp_size": n})[-2:] for n in (1, 2, 4)]
+    assert ends == [[0.5, -0.5], [0.0, -0.5], [FAR_OFF, FAR_OFF]]
 
 
 def test_a_configuration_outside_the_space_has_no_row() -> None:
@@ -444,6 +477,39 @@ def test_failures_do_not_use_up_the_points_that_come_first() -> None:
     places = [laid_out.index(each) for each in begun]
     assert places == sorted(places)
     assert any(laid_out[n]["attention_backend"] == "triton" and n not in places for n in range(max(places)))
+
+
+def found_after(expects: Expects) -> int:
+    """How many were measured when the fastest of ``speed`` was proposed."""
+    everywhere = spread(space(**SMALL), 72, np.random.default_rng(1))
+    fastest = min(everywhere, key=speed)
+    chosen = source(lessons=Lessons(expects=expects))
+    for n in range(len(everywhere)):
+        proposed = chosen.propose(f"k{n}")
+        assert proposed is not None
+        if speed(proposed) <= speed(fastest):
+            return n
+        chosen.hear(proposed, report(speed(proposed)))
+    raise AssertionError("it was never proposed")
+
+
+def test_a_search_that_expects_what_comes_needs_fewer_trials_and_a_misled_one_gets_there() -> None:
+    """Even one that expects the opposite."""
+    right = found_after(lambda c: (logarithm(speed(c)), 0.0) if c else None)
+    unknown = found_after(lambda _: None)
+    assert right < unknown
+    assert found_after(lambda c: (-logarithm(speed(c)), 0.0) if c else None) < 36
+
+
+@pytest.mark.parametrize(("free", "asked"), [(("attention_backend",), False), ((), True)])
+def test_general_advice_that_arithmetic_speaks_against_is_not_followed(free: tuple[str, ...], asked: bool) -> None:
+    """What was measured in an earlier experiment is tried whatever arithmetic says."""
+    lessons = Lessons(
+        first=(GUESS,),
+        free={config_hash(GUESS): free},
+        expects=lambda c: (1.0 if c.get("tp_size") == GUESS["tp_size"] else 0.0, 0.0),
+    )
+    assert (source(lessons=lessons).propose("k") == GUESS) is asked
 
 
 def test_the_neighbours_of_the_best_are_tried_when_nothing_seems_left_to_gain() -> None:

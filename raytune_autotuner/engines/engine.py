@@ -177,6 +177,34 @@ class Fit(Model):
         return frozenset().union(*(expressions.parse(text).names for text in (self.must, self.need, self.have) if text))
 
 
+class Roofline(Model):
+    """Of one replica, what ``foresight.roofline`` needs to know to estimate its speed."""
+
+    tensor_parallel: Formula = Field(description="GPUs over which each layer is split")
+    attention_parallel: Formula | None = Field(
+        None, description="GPUs over which a request's attention is split; default: all of `tensor_parallel`"
+    )
+    pipeline_stages: Formula = "1"
+    replicas: Formula = "1"
+    weights: Formula = Field("1", description="bytes of the weights relative to those of the checkpoint")
+    products: Formula = Field("1", description="time of a matrix product relative to one in 16 bits; knows `gpu_fp8`")
+    cache_bytes: Formula = Field("2", description="of one number in the KV cache")
+    memory: Formula = Field(description="share of a GPU's memory for weights and KV cache")
+    requests: Formula = Field(description="requests that one replica decodes at the same time, at most")
+    tokens: Formula = Field(description="prompt tokens in one step, at most")
+    graphs: Formula = Field("0", description="the largest batch that is captured as a CUDA graph")
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the parameters that it speaks of."""
+        return frozenset().union(*(expressions.parse(text).names for text in self.formulas.values()))
+
+    @property
+    def formulas(self) -> dict[str, str]:
+        """By name, with the defaults filled in."""
+        return {**dict(self), "attention_parallel": self.attention_parallel or self.tensor_parallel}
+
+
 class Preset(Model):
     description: str
     parameters: dict[str, Parameter] = Field(min_length=1)
@@ -211,6 +239,7 @@ class Engine(Model):
     failures: tuple[FailurePattern, ...] = ()
     terms: dict[str, Formula] = Field(default_factory=dict, description="what `fits` and later terms may speak of")
     fits: tuple[Fit, ...] = Field((), description="what a start surely needs; the unknown is no need")
+    roofline: Roofline | None = Field(None, description="what a rough estimate of the speed needs to know")
     presets: dict[str, Preset] = Field(default_factory=dict)
     starts: tuple[Start, ...] = Field((), description="configurations that are worth trying first")
     api_backend: Literal["openai", "vllm", "sglang"] = "openai"
@@ -230,6 +259,10 @@ class Engine(Model):
         faults += [
             f"fits: {name} is neither a parameter of this engine nor one of {', '.join(sorted(FACTS))}"
             for name in sorted(used - set(self.parameters) - set(self.terms) - FACTS)
+        ]
+        faults += [
+            f"roofline: {name} is no parameter of this engine"
+            for name in sorted((self.roofline.names if self.roofline else set()) - {*self.parameters, "gpu_fp8"})
         ]
         faults += [fault for failure in self.failures for fault in _failure_faults(self, failure)]
         faults += [fault for name, preset in self.presets.items() for fault in _preset_faults(self, name, preset)]

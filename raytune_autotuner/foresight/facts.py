@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from raytune_autotuner import resources
 from raytune_autotuner.task.spec import ModelFacts, ModelSpec, Resources, Task
 
 GIB = 2**30
 Facts = Mapping[str, float]
-"""By ``engines.engine.FACTS``; what is not known is left out."""
+"""Those of ``engines.engine.FACTS``, and ``SPEEDS``; what is not known is left out."""
+SPEEDS = ("gpu_tflops", "gpu_gb_s", "link_gb_s", "gpu_fp8")
+"""Of one GPU, as its data sheet says (``templates/gpus.yaml``); the last is 1 if it multiplies in FP8, else 0."""
 
 UNEVEN = ("sliding_window", "layer_types", "kv_lora_rank", "layers_block_type", "attn_layer_indices")
 """Signs in a model's config that its layers do not all keep keys and values for every token in the usual way."""
@@ -36,11 +42,29 @@ def said(facts: ModelFacts) -> dict[str, float]:
     given = {name: getattr(facts, name) for name in ("layers", "heads", "kv_heads", "head_dim", "max_context")}
     if facts.parameters_b is not None:
         given["weights_gib"] = facts.parameters_b * 1e9 * facts.bytes_per_parameter / GIB
+        given["active_share"] = (facts.active_parameters_b or facts.parameters_b) / facts.parameters_b
     return {name: float(value) for name, value in given.items() if value is not None}
 
 
-def of_gpus(resources: Resources) -> dict[str, float]:
-    return {"gpu_gib": resources.gpu_memory_gib} if resources.gpu_memory_gib else {}
+def of_gpus(said: Resources) -> dict[str, float]:
+    size = {"gpu_gib": said.gpu_memory_gib} if said.gpu_memory_gib else {}
+    return {**of_product(said.gpu_name or ""), **size}
+
+
+def of_product(name: str) -> dict[str, float]:
+    """What the data sheet says of a kind of GPU; nothing where it is not known."""
+    plain = re.sub(r"[\s_-]+", " ", name)
+    found = next((gpu for gpu in _data_sheets() if re.search(gpu["name"], plain, re.IGNORECASE)), None)
+    if found is None:
+        return {}
+    numbers = (found["tflops"], found["gb_s"], found["link_gb_s"], found.get("fp8", False))
+    return dict(zip(SPEEDS, map(float, numbers), strict=True))
+
+
+@cache
+def _data_sheets() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = yaml.safe_load((resources.templates() / "gpus.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def of_folder(model: ModelSpec) -> dict[str, float]:
@@ -81,6 +105,9 @@ def of_config(config: Mapping[str, Any]) -> dict[str, float]:
     if not any(text.get(sign) for sign in UNEVEN):
         found["kv_heads"] = text.get("num_key_value_heads") or heads
         found["head_dim"] = text.get("head_dim") or (hidden / heads if hidden and heads else None)
+    experts = text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts")
+    if experts and (each := text.get("num_experts_per_tok")):
+        found["active_share"] = each / experts
     return {name: float(v) for name, v in found.items() if isinstance(v, int | float) and v > 0}
 
 
@@ -103,7 +130,9 @@ def of_base_model(spec: Mapping[str, Any]) -> dict[str, float]:
 
 
 def of_nodes(labels: Mapping[str, Mapping[str, str]]) -> dict[str, float]:
-    """The largest GPU of any node, by the labels that NVIDIA's device plugin sets (in MiB)."""
+    """The largest GPU of any node, by the labels that NVIDIA's device plugin sets; its data sheet if all are alike."""
     told = [node.get("nvidia.com/gpu.memory", "") for node in labels.values()]
-    sizes = [float(text) / 1024 for text in told if text.isdigit()]
-    return {"gpu_gib": max(sizes)} if sizes and len(sizes) == len(told) else {}
+    sizes = [float(text) / 1024 for text in told if text.isdigit()]  # of MiB
+    products = {node.get("nvidia.com/gpu.product", "") for node in labels.values()}
+    size = {"gpu_gib": max(sizes)} if sizes and len(sizes) == len(told) else {}
+    return {**(of_product(products.pop()) if len(products) == 1 else {}), **size}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +11,11 @@ from raytune_autotuner.records import Parameters, ParameterValue, TrialRecord
 
 WORST = 2.0
 """What a source is told of a configuration that cannot work: the upper end of ``objectives.scalar``."""
+
+
+Expects = Callable[[Parameters], tuple[float, float] | None]
+"""Before anything was measured: the logarithms of a configuration's loss, up to a constant, and of its worst metric
+relative to its limit; ``None`` where nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,8 @@ class Lessons:
     """The parameters of which one of these says nothing, by its hash."""
     usual: Mapping[str, tuple[ParameterValue, ...]] = field(default_factory=dict)
     """What parameters are in the baseline, which gives none of them, as far as it is known (see ``Usual``)."""
+    expects: Expects = lambda _: None
+    """What arithmetic alone says of a configuration."""
     ended: tuple[TrialRecord, ...] = ()
     """All there is about ``told`` and the baseline, for a ``Judge``."""
 

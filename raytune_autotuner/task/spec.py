@@ -34,6 +34,9 @@ class ModelFacts(Model):
     """What a model is like, where nothing else tells; what surely cannot start with it is not tried."""
 
     parameters_b: float | None = Field(None, gt=0, description="billions of parameters, all experts included")
+    active_parameters_b: float | None = Field(
+        None, gt=0, description="billions of parameters that one token meets, of a mixture of experts"
+    )
     bytes_per_parameter: float = Field(2, gt=0, le=8, description="of the weights as they are loaded: 2 for bfloat16")
     layers: int | None = Field(None, ge=1, description="hidden layers")
     heads: int | None = Field(None, ge=1, description="attention heads")
@@ -274,6 +277,9 @@ class Resources(Model):
     gpus: int | None = Field(None, ge=0, description="GPUs per trial; default: the engine file's formula")
     gpu_memory_gib: float | None = Field(
         None, gt=0, description="memory of one GPU, in GiB; OME: default is what the nodes' labels say"
+    )
+    gpu_name: str | None = Field(
+        None, description="kind of GPU, e.g. H100 SXM, for its data sheet; OME: default is what the nodes' labels say"
     )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from raytune_autotuner.planning.space import Space, is_ordered
 from raytune_autotuner.proposal import reports
 from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.search.model.beliefs import CAUTION, WHOLE, XI, Beliefs, Trying, logarithm, most_telling
+from raytune_autotuner.search.model.beliefs import CAUTION, FAR, WHOLE, XI, Beliefs, Trying, logarithm, most_telling
 from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
 from raytune_autotuner.search.model.guesses import Guess, Guesses
 from raytune_autotuner.search.model.process import Array
@@ -48,6 +48,8 @@ FIRST = 1e6
 """Added to the worth of such a one."""
 FAILING = 3
 """So many times as many points come first when they fail."""
+BEHIND = 0.25
+"""General advice is not followed where it is expected to be this much behind the best, as a logarithm."""
 PEERS = 4
 """So many at the same rung, before the model is asked who goes on."""
 
@@ -74,7 +76,8 @@ class Adaptive:
         cost: Callable[[Parameters], float] = lambda _: 1.0,
         lessons: Lessons = NOTHING,
     ) -> None:
-        self._space, self._encoding, self._total, self._cost = space, Encoding(space), total_rungs, cost
+        self._space, self._encoding = space, Encoding(space, lessons.expects)
+        self._total, self._cost = total_rungs, cost
         self._rng = np.random.default_rng(seed + len(lessons.ended))
         self._beliefs = Beliefs(self._encoding.ordered.tolist())
         self._tried: dict[str, Trying] = {}
@@ -87,8 +90,8 @@ class Adaptive:
         """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
         self._startup = startup
         self._remember(lessons)
-        first = within(space, lessons.first)
-        self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng, cost)], len(first)
+        first = [each for each in within(space, lessons.first) if self._is_promising(each, lessons)]
+        self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng, self._toll)], len(first)
         self._guesses = Guesses(space, self._price, self._guessed(lessons.free, first), changes)
         self._grid = _whole(space)
 
@@ -194,6 +197,14 @@ class Adaptive:
 
     def _price(self, parameters: Parameters) -> float:
         return max(1.0, self._cost(parameters))
+
+    def _is_promising(self, first: Parameters, lessons: Lessons) -> bool:
+        """Arithmetic says no to general advice only, not to what was measured elsewhere, which leaves nothing free."""
+        return not lessons.free.get(config_hash(first)) or self._encoding.expected(first)[0] < BEHIND
+
+    def _toll(self, parameters: Parameters) -> float:
+        """What is paid to see a configuration, more for one that is expected to be bad."""
+        return self._cost(parameters) * math.exp(min(FAR, self._encoding.expected(parameters)[0]))
 
     def _bar(self) -> float | None:
         kept = self._baseline.slo.get(WHOLE, 2.0) <= 1

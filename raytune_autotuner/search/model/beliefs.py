@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import log_ndtr
 
 from raytune_autotuner.search.model.causes import Causes
-from raytune_autotuner.search.model.process import Array, Kernel, Process, log_improvement
+from raytune_autotuner.search.model.process import EXPECTED, Array, Kernel, Process, log_improvement
 
 WHOLE = 0
 """Rungs left after the last one."""
@@ -28,6 +28,10 @@ SLO_SAFE = -0.5
 SLO_TOLERANCE = 0.01
 XI = 0.01
 """An improvement counts when it is more than this, as a logarithm."""
+LEFT = -2 - EXPECTED
+"""The column of the rungs left."""
+SLOPE, DOUBT = 0.8, 0.4
+"""How far what was expected beforehand shows in what is measured, as a share, and how sure that is."""
 CAUTION = 2.0
 """A failure costs more than its GPU-hours: it teaches nothing of the loss."""
 
@@ -97,7 +101,7 @@ def most_telling(tried: Sequence[Trying]) -> list[Trying]:
 
 @dataclass(frozen=True)
 class _Readings:
-    """Rows with the columns of rung and node, one for each rung of each configuration."""
+    """One row for each rung of each configuration; before what is expected stand the columns of rung and node."""
 
     x: Array
     y: Array
@@ -108,13 +112,13 @@ class _Readings:
     @classmethod
     def of(cls, tried: Iterable[Trying]) -> _Readings:
         found = [(each, left) for each in tried for left in each.slo]
-        x = np.array([[*each.row, left, each.node] for each, left in found])
+        x = np.array([[*each.row[:-EXPECTED], left, each.node, *each.row[-EXPECTED:]] for each, left in found])
         y = np.array([logarithm(each.losses[left]) if left in each.losses else math.nan for each, left in found])
-        for left in np.unique(x[:, -2][~np.isnan(y)]):
-            there = x[:, -2] == left
+        for left in np.unique(x[:, LEFT][~np.isnan(y)]):
+            there = x[:, LEFT] == left
             y[there] = np.minimum(y[there], np.nanmin(y[there]) + FAR)
         slo = np.clip([math.log(max(each.slo[left], 1e-3)) for each, left in found], -SLO_FAR, SLO_FAR)
-        return cls(x, y, slo, np.where(x[:, -2] == WHOLE, 1.0, SHORT_NOISE))
+        return cls(x, y, slo, np.where(x[:, LEFT] == WHOLE, 1.0, SHORT_NOISE))
 
     @property
     def losses(self) -> tuple[Array, Array, Array]:
@@ -136,8 +140,8 @@ class Beliefs:
         self._ordered = np.array(ordered, dtype=bool)
         with_rung_and_node = np.append(self._ordered, [False, False])
         rung, node = len(self._ordered), len(self._ordered) + 1
-        self._loss = Process(Kernel(with_rung_and_node, {rung: 0.0, node: -3.0}))
-        self._slo = Process(Kernel(with_rung_and_node, {rung: -1.0, node: -4.0}))
+        self._loss = Process(Kernel(with_rung_and_node, {rung: 0.0, node: -3.0}), SLOPE, DOUBT, expected=-2)
+        self._slo = Process(Kernel(with_rung_and_node, {rung: -1.0, node: -4.0}), SLOPE, DOUBT, expected=-1)
 
     def prospects(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
         """How much each is expected to improve on the best so far, and the odds that it keeps the SLO.
@@ -192,17 +196,17 @@ class Beliefs:
             return np.zeros(len(rows))
         self._slo.fit(readings.x, readings.slo, np.ones(len(readings.slo)), learn=learn)
         odds = []
-        for left in np.unique(readings.x[:, -2]):
+        for left in np.unique(readings.x[:, LEFT]):
             mean, deviation = self._slo.predict(_at_rung(rows, left))
             odds.append(log_ndtr((SLO_TOLERANCE - mean) / deviation))
         return np.asarray(np.min(odds, axis=0))
 
     def log_works(self, rows: Array, tried: Sequence[Trying]) -> Array:
         """Each reason to fail has causes of its own, so it is looked at without those that failed for another one."""
-        total = np.zeros(len(rows))
-        working = np.array([each.row for each in tried if each.works]).reshape(-1, rows.shape[1])
+        total, rows = np.zeros(len(rows)), rows[:, :-EXPECTED]
+        working = np.array([each.row[:-EXPECTED] for each in tried if each.works]).reshape(-1, rows.shape[1])
         for failure in sorted({each.failure for each in tried if each.failure}):
-            failing = np.array([each.row for each in tried if each.failure == failure])
+            failing = np.array([each.row[:-EXPECTED] for each in tried if each.failure == failure])
             total += Causes(failing, working, self._ordered.tolist()).log_works(rows)
         return total
 
@@ -213,4 +217,5 @@ def _at_the_end(rows: Array) -> Array:
 
 
 def _at_rung(rows: Array, left: float) -> Array:
-    return np.hstack([rows, np.full((len(rows), 1), left), np.zeros((len(rows), 1))])
+    rung_and_node = np.tile([left, 0.0], (len(rows), 1))
+    return np.hstack([rows[:, :-EXPECTED], rung_and_node, rows[:, -EXPECTED:]])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,28 +12,53 @@ from scipy.stats import qmc
 
 from raytune_autotuner.planning.space import Dimension, Point, Space, coordinate, is_ordered
 from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.search.model.process import Array
+from raytune_autotuner.search.model.process import EXPECTED, Array
+from raytune_autotuner.search.source import Expects
 
 LEFT_OUT = -1.0
 MOVES = 9
 """Places that are looked at in a range without steps."""
 SOBOL_POINTS = 256
+LOOKED_AT = 1000
+"""So many configurations say what is best by what is expected."""
+FAR_OFF = 1.2
+"""Whoever is expected to be further behind the best than this, as a logarithm, is bad; how bad is not known."""
 
 
 class Encoding:
-    """A rank in [0, 1] where the values of a parameter are numbers, else which of the values it is."""
+    """A rank in [0, 1] where the values of a parameter are numbers, else which of the values it is.
 
-    def __init__(self, space: Space) -> None:
-        self.space = space
+    The last two columns hold what is expected before anything was measured, as logarithms up to ``FAR_OFF``: of the
+    loss relative to the best of the space, and of the worst metric relative to its limit; 0 where nothing is known.
+    """
+
+    def __init__(self, space: Space, expects: Expects = lambda _: None) -> None:
+        self.space, self._expects = space, expects
         self._columns = list(zip(space.dimensions, space.parameters.values(), strict=True))
         self.ordered: NDArray[np.bool_] = np.array([d.size not in (1, 2) and is_ordered(p) for d, p in self._columns])
 
     def row(self, parameters: Parameters) -> list[float]:
         """What is not given has a place of its own."""
-        return [self._at(n, parameters) for n in range(len(self._columns))]
+        return [*(self._at(n, parameters) for n in range(len(self._columns))), *self.expected(parameters)]
 
     def rows(self, configurations: Iterable[Parameters]) -> Array:
-        return np.array([self.row(c) for c in configurations]).reshape(-1, len(self._columns))
+        return np.array([self.row(c) for c in configurations]).reshape(-1, len(self._columns) + EXPECTED)
+
+    def expected(self, parameters: Parameters) -> tuple[float, float]:
+        """See the last columns; what finds no room is as bad as can be."""
+        if self._least is None:
+            return 0.0, 0.0
+        loss, strain = self._expects(parameters) or (math.inf, math.inf)
+        return min(FAR_OFF, loss - self._least), max(-FAR_OFF, min(FAR_OFF, strain))
+
+    @cached_property
+    def _least(self) -> float | None:
+        """Of the space, as far as it was looked at; ``None`` when nothing is expected of any."""
+        rng = np.random.default_rng(0)
+        few = self.space.size() is not None  # else some range has no steps
+        looked_at = self.space.grid(LOOKED_AT)[0] if few else [self.space.sample(rng) for _ in range(LOOKED_AT)]
+        found = [expected for each in looked_at if (expected := self._expects(each)) is not None]
+        return min((loss for loss, _ in found), default=None)
 
     def _at(self, n: int, parameters: Parameters) -> float:
         dimension, parameter = self._columns[n]

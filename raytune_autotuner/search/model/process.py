@@ -29,6 +29,8 @@ CONSTANT = 0.5
 """Variance of the mean."""
 JITTER = 1e-6
 STEPS = 25
+EXPECTED = 2
+"""So many columns at the end of a row hold what is expected."""
 TAIL = -5.0
 
 
@@ -96,17 +98,24 @@ def _second(each: Array) -> Array:
 
 
 class Process:
-    """Fitted to rows and values; hyperparameters are kept from one fit to the next."""
+    """Fitted to rows and values; hyperparameters are kept from one fit to the next.
 
-    def __init__(self, kernel: Kernel) -> None:
-        self._kernel = kernel
+    The last ``EXPECTED`` columns of the rows are none of the kernel's. One of them, ``expected``, holds what is
+    expected before anything was measured: values are taken to rise with it by ``slope``, give or take ``doubt``.
+    """
+
+    def __init__(self, kernel: Kernel, slope: float, doubt: float, expected: int) -> None:
+        self._kernel, self._slope, self._doubt, self._expected = kernel, slope, doubt, expected
         self._theta = kernel.start
         self.learnt = False
 
     def fit(self, x: Array, y: Array, noise: Array, *, learn: bool) -> None:
         """``noise`` are factors on the variance of the noise, by row; ``learn`` looks for better hyperparameters."""
-        self._x, self._mean, self._scale = x, float(y.mean()), float(y.std()) or 1.0
-        z, apart = (y - self._mean) / self._scale, self._kernel.apart(x, x)
+        self._x, self._middle = x[:, :-EXPECTED], float(x[:, self._expected].mean())
+        y = y - self._slope * (x[:, self._expected] - self._middle)
+        self._mean, self._scale = float(y.mean()), float(y.std()) or 1.0
+        self._tilt = self._tilted(x)
+        z, apart = (y - self._mean) / self._scale, self._kernel.apart(self._x, self._x)
         if learn or not self.learnt:
             self._learn(apart, z, noise)
         self._root = cholesky(self._covariance(self._theta, apart, noise), lower=True)
@@ -114,10 +123,16 @@ class Process:
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """Mean and standard deviation at these rows, without noise."""
-        across = self._kernel(self._theta, self._kernel.apart(x, self._x))
+        tilt = self._tilted(x)
+        across = self._kernel(self._theta, self._kernel.apart(x[:, :-EXPECTED], self._x)) + np.outer(tilt, self._tilt)
         known = np.einsum("ij,ji->i", across, cho_solve((self._root, True), across.T))
-        deviation = np.sqrt(np.maximum(self._kernel.own(self._theta) - known, 1e-9))
-        return self._mean + self._scale * (across @ self._alpha), self._scale * deviation
+        deviation = np.sqrt(np.maximum(self._kernel.own(self._theta) + tilt**2 - known, 1e-9))
+        mean = self._mean + self._slope * (x[:, self._expected] - self._middle)
+        return mean + self._scale * (across @ self._alpha), self._scale * deviation
+
+    def _tilted(self, x: Array) -> Array:
+        """What one deviation of the slope would change of each row."""
+        return np.asarray(self._doubt * (x[:, self._expected] - self._middle) / self._scale)
 
     def _learn(self, apart: Array, z: Array, noise: Array) -> None:
         """The most likely hyperparameters, given the data and the prior."""
@@ -141,7 +156,8 @@ class Process:
         self._theta, self.learnt = found.x, True
 
     def _covariance(self, theta: Array, apart: Array, noise: Array) -> Array:
-        return np.asarray(self._kernel(theta, apart) + np.diag(np.exp(theta[-1]) * noise + JITTER))
+        line = np.outer(self._tilt, self._tilt)
+        return np.asarray(self._kernel(theta, apart) + line + np.diag(np.exp(theta[-1]) * noise + JITTER))
 
 
 def log_improvement(best: float, mean: Array, deviation: Array) -> Array:

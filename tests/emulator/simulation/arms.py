@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from raytune_autotuner.foresight import Launch
+from raytune_autotuner.foresight import Launch, Roofline
+from raytune_autotuner.foresight.facts import Facts
 from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, config_hash
 from raytune_autotuner.search import Lessons, Limits, Proposer, RandomSource, make_scheduler, make_source
+from raytune_autotuner.search.source import NOTHING
+from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Ask
 from raytune_autotuner.warm_start import engine_points
+from tests.emulator.simulation import known
 from tests.emulator.simulation.controller import History
 from tests.emulator.simulation.experience import Experience, Experienced
 from tests.emulator.simulation.plain import PLAIN, Arm, play, too_large
@@ -65,16 +69,19 @@ class OpenGate:
         return TrialRecord(trial, self._world.study.name, 0, {}, "failed", "")
 
 
-def ours(table: Table, seed: int, *, raising: bool = False, cold: bool = False, **changes: Any) -> History:
+def ours(
+    table: Table, seed: int, *, raising: bool = False, cold: bool = False, facts: Facts | None = None, **changes: Any
+) -> History:
     """This program: source, ``Proposer`` and scheduler of an experiment; ``changes`` are to ``optimization``.
 
-    ``cold`` begins without the points of the engine file.
+    ``cold`` begins without the points of the engine file; ``facts`` are what is known of model and GPU in place of all.
     """
     world = table.world
     said = {"max_iterations": TRIALS, **changes, "seed": seed}
     task = world.task.model_copy(update={"optimization": world.task.optimization.model_copy(update=said)})
     rungs = ladder(task)
-    source = make_source(task, world.space, _lessons(world, cold), world.gpus)
+    lessons = _lessons(task, world, cold, known.facts(world) if facts is None else facts)
+    source = make_source(task, world.space, lessons, world.gpus)
     experience = None if raising else Experience(table)
     proposer = Proposer(
         source,
@@ -87,12 +94,14 @@ def ours(table: Table, seed: int, *, raising: bool = False, cold: bool = False, 
     return play(table, seed, search, make_scheduler(task.optimization, len(rungs), (), source), rungs, raising)
 
 
-def _lessons(world: World, cold: bool) -> Lessons:
+def _lessons(task: Task, world: World, cold: bool, facts: Facts) -> Lessons:
     """What a search begins with in a storage without earlier experiments."""
-    usual = Launch(world.engine, world.args).usual()
+    launch = Launch(world.engine, world.args)
+    usual, roofline = launch.usual(), Roofline.of(task, launch, facts)
+    expects = roofline.expects if roofline else NOTHING.expects
     points = [] if cold else engine_points(world.engine, world.space, usual)
     free = {config_hash(point.parameters): point.free for point in points}
-    return Lessons(first=tuple(point.parameters for point in points), free=free, usual=usual)
+    return Lessons(first=tuple(point.parameters for point in points), free=free, usual=usual, expects=expects)
 
 
 def default(table: Table, seed: int) -> History:
@@ -110,6 +119,18 @@ def cold(table: Table, seed: int) -> History:
     return ours(table, seed, cold=True)
 
 
+def unknown(table: Table, seed: int) -> History:
+    """The default, with a model and GPUs of which nothing is known beforehand."""
+    return ours(table, seed, facts={})
+
+
+def misled(table: Table, seed: int) -> History:
+    """The default, told that memory is half as fast as it is, that links are four times as fast, and products twice."""
+    wrong = {"gpu_gb_s": 0.5, "link_gb_s": 4.0, "gpu_tflops": 2.0}
+    facts = {name: value * wrong.get(name, 1.0) for name, value in known.facts(table.world).items()}
+    return ours(table, seed, facts=facts)
+
+
 def whole(table: Table, seed: int) -> History:
     """The default without a ladder."""
     return ours(table, seed, scheduler="none")
@@ -120,5 +141,13 @@ def tpe(table: Table, seed: int) -> History:
     return ours(table, seed, strategy="bayesian")
 
 
-OURS: Mapping[str, Arm] = {"default": default, "cold": cold, "unaware": unaware, "whole": whole, "tpe": tpe}
+OURS: Mapping[str, Arm] = {
+    "default": default,
+    "cold": cold,
+    "unknown": unknown,
+    "misled": misled,
+    "unaware": unaware,
+    "whole": whole,
+    "tpe": tpe,
+}
 ARMS: Mapping[str, Arm] = {**OURS, **PLAIN}

@@ -17,8 +17,9 @@ from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
-from raytune_autotuner import search, warm_start
-from tests.emulator.simulation import arms, controller, judge, luck, plain, trials
+from raytune_autotuner import resources, search, warm_start
+from raytune_autotuner.foresight import facts, roofline
+from tests.emulator.simulation import arms, controller, judge, known, luck, plain, trials
 from tests.emulator.simulation import study as studies
 from tests.emulator.simulation.arms import ARMS, OURS
 from tests.emulator.simulation.plain import PLAIN
@@ -28,6 +29,8 @@ from tests.emulator.simulation.table import CACHE, Table, code, exhaustive
 SEEDS = 20
 FIRST_SEED = 100
 """Those of the table; whatever was chosen by trying it on the studies was tried with smaller ones."""
+
+DEFAULT_ARMS = ["default", "cold", "unknown", "unaware", *PLAIN]
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,12 @@ def _key(name: str, arm: str) -> str:
     if arm in OURS:
         files += [
             Path(arms.__file__ or ""),
-            Path(warm_start.__file__ or ""),
+            *(Path(module.__file__ or "") for module in (facts, known, roofline, warm_start)),
             *sorted(Path(search.__file__ or "").parent.rglob("*.py")),
         ]
-    starts = [start.model_dump_json() for start in found.world.engine.starts] if arm in OURS else []
-    parts = [found.key, found.world.study.model_dump_json(), *starts, *map(code, files)]
+    engine = found.world.engine.model_dump_json(include={"starts", "roofline"}) if arm in OURS else ""
+    sheets = (resources.templates() / "gpus.yaml").read_text() if arm in OURS else ""
+    parts = [found.key, found.world.study.model_dump_json(), engine, sheets, *map(code, files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
 
@@ -163,7 +167,7 @@ def main(words: Sequence[str]) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(prog="scripts/bench_search", description=__doc__)
     parser.add_argument("--studies", nargs="+", default=study_names(), help="names, or files")
-    parser.add_argument("--arms", nargs="+", default=["default", "cold", "unaware", *PLAIN], choices=list(ARMS))
+    parser.add_argument("--arms", nargs="+", default=DEFAULT_ARMS, choices=list(ARMS))
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
     parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--jobs", type=int, default=1, help="processes")

@@ -22,6 +22,8 @@ from raytune_autotuner.identity import Identity, identity
 from raytune_autotuner.planning.space import Space, coordinate, count, grid_value, is_ordered
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 from raytune_autotuner.results import to_text
+from raytune_autotuner.search.model.encoding import Encoding
+from raytune_autotuner.search.source import NOTHING, Expects
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.task import scenarios
 from raytune_autotuner.task.parameters import Boolean, Choice, Parameter
@@ -36,6 +38,8 @@ OCTAVES = 3.0
 EARLIER_POINTS, OF_ONE = 4, 2
 """So many configurations come from earlier experiments, and from one of them."""
 PRESET_POINTS = 4
+BEHIND = 0.25
+"""The engine file's general advice is not followed where it is expected to be this much behind, as a logarithm."""
 FILE = "first.json"
 
 
@@ -58,8 +62,8 @@ def first_points(setup: Setup, found: Found) -> tuple[First, ...]:
     if not optimization.warm_start or optimization.strategy == "grid_search" or not space.dimensions:
         return ()
     room = max(1, optimization.max_iterations // 2)
-    usual = setup.launch.usual()
-    presets = engine_points(setup.engine, space, usual)
+    usual, roofline = setup.launch.usual(), setup.roofline
+    presets = engine_points(setup.engine, space, usual, roofline.expects if roofline else NOTHING.expects)
     most = min(EARLIER_POINTS, max(room // 2, room - len(presets)))
     points = list(_new((*presets, *_earlier(setup, found, space, usual))))
     earlier = points[len(presets) :][:most]
@@ -91,9 +95,14 @@ def _new(points: Iterable[First]) -> Iterator[First]:
             yield point
 
 
-def engine_points(engine: Engine, space: Space, usual: Usual) -> list[First]:
-    """The engine file's own; what they do not say stays as it is in the baseline (``usual``)."""
-    return list(_new(_starts(engine, space, usual)))[:PRESET_POINTS]
+def engine_points(engine: Engine, space: Space, usual: Usual, expects: Expects = NOTHING.expects) -> list[First]:
+    """The engine file's own, but for those that arithmetic speaks against.
+
+    What they do not say stays as it is in the baseline (``usual``).
+    """
+    encoding = Encoding(space, expects)
+    points = _new(_starts(engine, space, usual))
+    return [point for point in points if encoding.expected(point.parameters)[0] < BEHIND][:PRESET_POINTS]
 
 
 def _starts(engine: Engine, space: Space, usual: Usual) -> Iterator[First]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from raytune_autotuner import history, reuse, warm_start
+from raytune_autotuner import experiment, history, reuse, warm_start
+from raytune_autotuner.cli import runs
 from raytune_autotuner.earlier import Found, age, recent
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import FailureClass, SpecError
 from raytune_autotuner.folder import ExperimentFolder
-from raytune_autotuner.foresight import Launch
+from raytune_autotuner.foresight import Launch, facts
 from raytune_autotuner.identity import engine_version, hardware, identity, unlike
 from raytune_autotuner.measuring import in_words
 from raytune_autotuner.planning.experience import experience
@@ -27,6 +28,7 @@ from raytune_autotuner.search.proposer import Past
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import FakeSetup
+from tests.test_feasibility import LLAMA_70B
 from tests.test_results import record
 
 PARAMETERS = {"threads": {"type": "choice", "values": [1, 2, 4]}, "parallel": {"type": "int", "low": 1, "high": 8}}
@@ -288,6 +290,45 @@ def test_of_several_values_of_a_start_the_first_that_is_searched_counts(
         {"quantization": None, "size": 16},
     ]
     assert [point.free for point in points] == [(), ("quantization",)]
+
+
+def test_a_start_that_arithmetic_speaks_against_is_not_tried(tmp_path: Path) -> None:
+    """It is expected to be far behind the best of the space."""
+    (tmp_path / "own.yaml").write_text(STARTS)
+    engine = load_engine(own := str(tmp_path / "own.yaml"))
+    parameters = {"size": {"type": "choice", "values": [4, 8, 16]}}
+    space = Space.of(task(engine=own, parameters=parameters), engine)
+    for slow, kept in ((16, 4), (4, 16)):
+        points = warm_start.engine_points(engine, space, {}, lambda c, slow=slow: (float(c["size"] == slow), 0.0))
+        assert [point.parameters["size"] for point in points] == [kept]
+
+
+SERVED = {"engine": "vllm", "parameters": {"quantization": {"type": "choice", "values": [None, "fp8"]}}}
+H100 = {**LLAMA_70B, "gpu_gib": 79.6, **facts.of_product("H100 SXM")}
+
+
+def test_a_search_is_told_what_arithmetic_expects(tmp_path: Path) -> None:
+    """Of this model on these GPUs."""
+    known = setup(tmp_path, of=task(**SERVED), engine=load_engine("vllm"), known=H100)
+    expects = experiment._lessons(known, Past(), ()).expects
+    plain, short = expects({"tensor_parallel_size": 8}), expects({"tensor_parallel_size": 8, "quantization": "fp8"})
+    assert plain is not None
+    assert short is not None
+    assert short[0] < plain[0]
+    assert expects({"tensor_parallel_size": 1}) is None
+    assert list(runs._of_arithmetic(known)) == [
+        "expected beforehand: what a roofline says of this model, these GPUs and this traffic"
+    ]
+
+
+def test_what_is_not_known_beforehand_is_named(tmp_path: Path) -> None:
+    """With what can tell it; where the engine file has no say, nothing is said."""
+    fewer = {name: value for name, value in H100.items() if name not in ("kv_heads", "gpu_gb_s")}
+    unknown = setup(tmp_path, of=task(**SERVED), engine=load_engine("vllm"), known=fewer)
+    assert experiment._lessons(unknown, Past(), ()).expects({"tensor_parallel_size": 8}) is None
+    (line,) = runs._of_arithmetic(unknown)
+    assert "not known beforehand: kv_heads, gpu_gb_s; model.facts, resources.gpu_name" in line
+    assert list(runs._of_arithmetic(setup(tmp_path, "other"))) == []
 
 
 def test_a_start_speaks_of_parameters_and_values_of_its_engine(tmp_path: Path) -> None:

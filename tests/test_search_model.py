@@ -501,17 +501,6 @@ def test_a_search_that_expects_what_comes_needs_fewer_trials_and_a_misled_one_ge
     assert found_after(lambda c: (-logarithm(speed(c)), 0.0) if c else None) < 36
 
 
-@pytest.mark.parametrize(("free", "asked"), [(("attention_backend",), False), ((), True)])
-def test_general_advice_that_arithmetic_speaks_against_is_not_followed(free: tuple[str, ...], asked: bool) -> None:
-    """What was measured in an earlier experiment is tried whatever arithmetic says."""
-    lessons = Lessons(
-        first=(GUESS,),
-        free={config_hash(GUESS): free},
-        expects=lambda c: (1.0 if c.get("tp_size") == GUESS["tp_size"] else 0.0, 0.0),
-    )
-    assert (source(lessons=lessons).propose("k") == GUESS) is asked
-
-
 def test_the_neighbours_of_the_best_are_tried_when_nothing_seems_left_to_gain() -> None:
     """Its speed comes from all of its values together, so the model expects nothing of those next to it."""
     everywhere = spread(space(**SMALL), 72, np.random.default_rng(1))

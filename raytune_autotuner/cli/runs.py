@@ -185,7 +185,7 @@ def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -
         raise SpecError.single("--results", f"{path} is a folder; name a file", "run")
     goes_on = how.resume and setup.folder.root.exists("task.json")
     options = experiment.Options(path, how.dashboard, resume=goes_on, force=how.force, earlier=found, reuse=how.reuse)
-    for line in (*_of_cluster(setup), *_of_earlier(setup, options)):
+    for line in (*_of_cluster(setup), *_of_arithmetic(setup), *_of_earlier(setup, options)):
         console.print(line, markup=False, highlight=False)
     with display.progress(setup.folder, plan.trials, console):
         results = experiment.run(setup, options)
@@ -214,6 +214,19 @@ def _of_cluster(setup: Setup) -> Iterator[str]:
         pool = Pool({node.name: node.allocatable for node in nodes})
         examples, _ = examples_of(setup.task, Space.of(setup.task, setup.engine))
         yield from impossible.without_place(examples, lambda parameters: pool.never(setup.need(parameters)))
+
+
+def _of_arithmetic(setup: Setup) -> Iterator[str]:
+    """Whether the search knows beforehand how fast what should be, where an engine file tells how to reckon it."""
+    from raytune_autotuner.foresight import Roofline
+
+    if setup.engine.roofline is None or setup.task.optimization.strategy != "adaptive":
+        return
+    if setup.roofline is not None:
+        yield "expected beforehand: what a roofline says of this model, these GPUs and this traffic"
+    elif unknown := Roofline.unknown(setup.known):
+        tell = "model.facts, resources.gpu_name and resources.gpu_memory_gib can tell them"
+        yield f"note: the search takes longer, as these are not known beforehand: {', '.join(unknown)}; {tell}"
 
 
 def _of_earlier(setup: Setup, options: Options) -> Iterator[str]:

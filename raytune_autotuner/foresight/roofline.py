@@ -61,7 +61,7 @@ class Roofline:
         """``None`` where model, GPUs or traffic are not known well enough, or the objective is none of speed."""
         parsed = [scenarios.parse(text) for text in task.benchmark.scenarios]
         sizes = [(s.input_tokens, s.output_tokens or 1.0) for s in parsed if s.input_tokens is not None]
-        known = launch.engine.roofline is not None and all(name in facts for name in NEEDED)
+        known = launch.engine.roofline is not None and not cls.unknown(facts)
         objective = task.optimization.objective
         if not known or len(sizes) < len(parsed) or task.benchmark.batched:
             return None
@@ -69,6 +69,11 @@ class Roofline:
             return None
         loads = [(*size, task.benchmark.levels) for size in sizes]
         return cls(launch, facts, objective, loads, task.optimization.slo)
+
+    @staticmethod
+    def unknown(facts: Facts) -> list[str]:
+        """What has to be known besides."""
+        return [name for name in NEEDED if name not in facts]
 
     def expects(self, parameters: Parameters) -> tuple[float, float] | None:
         """Logarithms of the objective's loss, up to a constant, and of the SLO's worst metric relative to its limit.

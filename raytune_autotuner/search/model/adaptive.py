@@ -48,8 +48,6 @@ FIRST = 1e6
 """Added to the worth of such a one."""
 FAILING = 3
 """So many times as many points come first when they fail."""
-BEHIND = 0.25
-"""General advice is not followed where it is expected to be this much behind the best, as a logarithm."""
 PEERS = 4
 """So many at the same rung, before the model is asked who goes on."""
 
@@ -90,7 +88,7 @@ class Adaptive:
         """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
         self._startup = startup
         self._remember(lessons)
-        first = [each for each in within(space, lessons.first) if self._is_promising(each, lessons)]
+        first = within(space, lessons.first)
         self._first, self._begin_with = [*first, *spread(space, SPREAD, self._rng, self._toll)], len(first)
         self._guesses = Guesses(space, self._price, self._guessed(lessons.free, first), changes)
         self._grid = _whole(space)
@@ -197,10 +195,6 @@ class Adaptive:
 
     def _price(self, parameters: Parameters) -> float:
         return max(1.0, self._cost(parameters))
-
-    def _is_promising(self, first: Parameters, lessons: Lessons) -> bool:
-        """Arithmetic says no to general advice only, not to what was measured elsewhere, which leaves nothing free."""
-        return not lessons.free.get(config_hash(first)) or self._encoding.expected(first)[0] < BEHIND
 
     def _toll(self, parameters: Parameters) -> float:
         """What is paid to see a configuration, more for one that is expected to be bad."""

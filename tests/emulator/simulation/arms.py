@@ -99,7 +99,7 @@ def _lessons(task: Task, world: World, cold: bool, facts: Facts) -> Lessons:
     launch = Launch(world.engine, world.args)
     usual, roofline = launch.usual(), Roofline.of(task, launch, facts)
     expects = roofline.expects if roofline else NOTHING.expects
-    points = [] if cold else engine_points(world.engine, world.space, usual)
+    points = [] if cold else engine_points(world.engine, world.space, usual, expects)
     free = {config_hash(point.parameters): point.free for point in points}
     return Lessons(first=tuple(point.parameters for point in points), free=free, usual=usual, expects=expects)
 

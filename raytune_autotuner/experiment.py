@@ -197,7 +197,7 @@ def _lessons(setup: Setup, past: Past, first: Sequence[First]) -> Lessons:
     known = {config_hash(parameters) for parameters in (*(told for told, _ in lessons.told), *lessons.open)}
     new = tuple(each.parameters for each in first if config_hash(each.parameters) not in known)
     free = {config_hash(each.parameters): each.free for each in first}
-    expects = roofline.expects if (roofline := setup.roofline) else lessons.expects
+    expects = roofline.expects if (roofline := setup.roofline) else None
     return replace(lessons, first=new, free=free, usual=setup.launch.usual(), expects=expects)
 
 

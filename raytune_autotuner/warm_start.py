@@ -22,8 +22,8 @@ from raytune_autotuner.identity import Identity, identity
 from raytune_autotuner.planning.space import Space, coordinate, count, grid_value, is_ordered
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 from raytune_autotuner.results import to_text
-from raytune_autotuner.search.model.encoding import Encoding
-from raytune_autotuner.search.source import NOTHING, Expects
+from raytune_autotuner.search.model.encoding import foreseen
+from raytune_autotuner.search.source import Expects
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.task import scenarios
 from raytune_autotuner.task.parameters import Boolean, Choice, Parameter
@@ -40,6 +40,8 @@ EARLIER_POINTS, OF_ONE = 4, 2
 PRESET_POINTS = 4
 BEHIND = 0.25
 """The engine file's general advice is not followed where it is expected to be this much behind, as a logarithm."""
+SAFE = -0.5
+"""Who is expected to be this far within the limits is not asked how far; a logarithm, too."""
 FILE = "first.json"
 
 
@@ -63,7 +65,7 @@ def first_points(setup: Setup, found: Found) -> tuple[First, ...]:
         return ()
     room = max(1, optimization.max_iterations // 2)
     usual, roofline = setup.launch.usual(), setup.roofline
-    presets = engine_points(setup.engine, space, usual, roofline.expects if roofline else NOTHING.expects)
+    presets = engine_points(setup.engine, space, usual, roofline.expects if roofline else None)
     most = min(EARLIER_POINTS, max(room // 2, room - len(presets)))
     points = list(_new((*presets, *_earlier(setup, found, space, usual))))
     earlier = points[len(presets) :][:most]
@@ -95,14 +97,23 @@ def _new(points: Iterable[First]) -> Iterator[First]:
             yield point
 
 
-def engine_points(engine: Engine, space: Space, usual: Usual, expects: Expects = NOTHING.expects) -> list[First]:
+def engine_points(engine: Engine, space: Space, usual: Usual, expects: Expects | None = None) -> list[First]:
     """The engine file's own, but for those that arithmetic speaks against.
 
     What they do not say stays as it is in the baseline (``usual``).
     """
-    encoding = Encoding(space, expects)
-    points = _new(_starts(engine, space, usual))
-    return [point for point in points if encoding.expected(point.parameters)[0] < BEHIND][:PRESET_POINTS]
+    points = list(_new(_starts(engine, space, usual)))
+    if expects is not None and (others := foreseen(space, expects)):
+        points = [point for point in points if not _is_outdone(expects(point.parameters), others)]
+    return points[:PRESET_POINTS]
+
+
+def _is_outdone(expected: tuple[float, float] | None, others: Iterable[tuple[float, float]]) -> bool:
+    """Whether one is expected to be much faster and no nearer to a limit."""
+    if expected is None:
+        return True
+    loss, strain = expected
+    return any(other <= loss - BEHIND and near <= max(strain, SAFE) for other, near in others)
 
 
 def _starts(engine: Engine, space: Space, usual: Usual) -> Iterator[First]:

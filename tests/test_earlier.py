@@ -303,14 +303,32 @@ def test_a_start_that_arithmetic_speaks_against_is_not_tried(tmp_path: Path) -> 
         assert [point.parameters["size"] for point in points] == [kept]
 
 
+def test_a_slow_start_that_keeps_the_slo_is_tried_beside_fast_ones_that_break_it(tmp_path: Path) -> None:
+    """Unless others are as fast and keep it; what cannot start is not tried."""
+    (tmp_path / "own.yaml").write_text(STARTS)
+    engine = load_engine(own := str(tmp_path / "own.yaml"))
+    space = Space.of(task(engine=own, parameters={"size": {"type": "choice", "values": [4, 8, 16]}}), engine)
+
+    def kept(of_4: tuple[float, float], of_8: tuple[float, float], of_16: tuple[float, float] | None) -> list[object]:
+        told = {4: of_4, 8: of_8, 16: of_16}
+        points = warm_start.engine_points(engine, space, {}, lambda c: told[int(str(c["size"]))])
+        return [point.parameters["size"] for point in points]
+
+    assert kept((0.0, 0.6), (0.1, 0.5), (1.0, -0.2)) == [4, 16]
+    assert kept((0.0, 0.6), (0.1, -0.7), (1.0, -0.9)) == [4]
+    assert kept((0.0, 0.6), (0.1, 0.5), None) == [4]
+
+
+VLLM: dict[str, Any] = {"engine": load_engine("vllm")}
 SERVED = {"engine": "vllm", "parameters": {"quantization": {"type": "choice", "values": [None, "fp8"]}}}
-H100 = {**LLAMA_70B, "gpu_gib": 79.6, **facts.of_product("H100 SXM")}
+H100 = {**LLAMA_70B, "stored_bytes": 2.0, "gpu_gib": 79.6, **facts.of_product("H100 SXM")}
 
 
 def test_a_search_is_told_what_arithmetic_expects(tmp_path: Path) -> None:
     """Of this model on these GPUs."""
-    known = setup(tmp_path, of=task(**SERVED), engine=load_engine("vllm"), known=H100)
+    known = setup(tmp_path, of=task(**SERVED), known=H100, **VLLM)
     expects = experiment._lessons(known, Past(), ()).expects
+    assert expects is not None
     plain, short = expects({"tensor_parallel_size": 8}), expects({"tensor_parallel_size": 8, "quantization": "fp8"})
     assert plain is not None
     assert short is not None
@@ -324,10 +342,13 @@ def test_a_search_is_told_what_arithmetic_expects(tmp_path: Path) -> None:
 def test_what_is_not_known_beforehand_is_named(tmp_path: Path) -> None:
     """With what can tell it; where the engine file has no say, nothing is said."""
     fewer = {name: value for name, value in H100.items() if name not in ("kv_heads", "gpu_gb_s")}
-    unknown = setup(tmp_path, of=task(**SERVED), engine=load_engine("vllm"), known=fewer)
-    assert experiment._lessons(unknown, Past(), ()).expects({"tensor_parallel_size": 8}) is None
+    unknown = setup(tmp_path, of=task(**SERVED), known=fewer, **VLLM)
+    assert experiment._lessons(unknown, Past(), ()).expects is None
     (line,) = runs._of_arithmetic(unknown)
-    assert "not known beforehand: kv_heads, gpu_gb_s; model.facts, resources.gpu_name" in line
+    assert "not known of the model and its GPUs are kv_heads, gpu_gb_s (model.facts, resources.gpu_name" in line
+    sizes = {"traffic_scenarios": ["dataset"], "dataset": {"path": "prompts.txt"}}
+    (line,) = runs._of_arithmetic(setup(tmp_path, "data", task(**SERVED, benchmark=sizes), known=H100, **VLLM))
+    assert "the size of the requests is not known" in line
     assert list(runs._of_arithmetic(setup(tmp_path, "other"))) == []
 
 

@@ -135,7 +135,7 @@ def test_a_model_folder_tells_its_size_and_shape(tmp_path: Path) -> None:
     (tmp_path / "m" / "consolidated.safetensors").write_bytes(b"x" * 1000)
     found = facts.of_task(parse_task(model_task(path=str(tmp_path / "m"), facts={"layers": 30}), "task"))
     shape = {"layers": 30, "heads": 32, "kv_heads": 8, "head_dim": 128, "max_context": 8192}
-    assert found == {**shape, "weights_gib": 16.0, "gpu_gib": 24.0}
+    assert found == {**shape, "weights_gib": 16.0, "stored_bytes": 2.0, "gpu_gib": 24.0}
 
 
 def test_what_a_model_folder_does_not_tell_is_not_guessed(tmp_path: Path) -> None:
@@ -149,6 +149,7 @@ def test_what_a_model_folder_does_not_tell_is_not_guessed(tmp_path: Path) -> Non
         "heads": 32,
         "max_context": 8192,
         "weights_gib": 2**20 / 2 / 2**30,
+        "stored_bytes": 2.0,
         "gpu_gib": 24,
     }
     (tmp_path / "m" / "config.json").write_text("[]")
@@ -157,6 +158,23 @@ def test_what_a_model_folder_does_not_tell_is_not_guessed(tmp_path: Path) -> Non
     (tmp_path / "m" / "config.json").write_text("{")
     assert facts.of_task(task) == {"gpu_gib": 24}
     assert facts.of_folder(parse_task(model_task(path="m.gguf"), "task").model) == {}
+
+
+@pytest.mark.parametrize(
+    ("more", "even"),
+    [
+        ({"sliding_window": 131072, "use_sliding_window": False}, True),
+        ({"sliding_window": None}, True),
+        ({"layer_types": ["full_attention", "full_attention"]}, True),
+        ({"sliding_window": 4096}, False),
+        ({"sliding_window": 4096, "use_sliding_window": True}, False),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, False),
+        ({"kv_lora_rank": 512}, False),
+    ],
+)
+def test_windows_that_are_not_used_change_nothing(more: dict[str, Any], even: bool) -> None:
+    """Where layers keep keys and values in ways of their own, how many is not told."""
+    assert ("kv_heads" in facts.of_config({**CONFIG, **more})) is even
 
 
 def test_a_base_model_of_ome_tells_its_size() -> None:

@@ -218,15 +218,14 @@ def _of_cluster(setup: Setup) -> Iterator[str]:
 
 def _of_arithmetic(setup: Setup) -> Iterator[str]:
     """Whether the search knows beforehand how fast what should be, where an engine file tells how to reckon it."""
-    from raytune_autotuner.foresight import Roofline
+    from raytune_autotuner.foresight import obstacle
 
     if setup.engine.roofline is None or setup.task.optimization.strategy != "adaptive":
         return
-    if setup.roofline is not None:
+    if (why := obstacle(setup.task, setup.engine, setup.known)) is None:
         yield "expected beforehand: what a roofline says of this model, these GPUs and this traffic"
-    elif unknown := Roofline.unknown(setup.known):
-        tell = "model.facts, resources.gpu_name and resources.gpu_memory_gib can tell them"
-        yield f"note: the search takes longer, as these are not known beforehand: {', '.join(unknown)}; {tell}"
+    else:
+        yield f"note: nothing is expected beforehand, so the search takes longer: {why}"
 
 
 def _of_earlier(setup: Setup, options: Options) -> Iterator[str]:

@@ -177,6 +177,10 @@ class Fit(Model):
         return frozenset().union(*(expressions.parse(text).names for text in (self.must, self.need, self.have) if text))
 
 
+STORED = frozenset({"stored_bytes", "gpu_fp8"})
+"""Facts that a roofline may speak of: bytes of a parameter in the checkpoint, whether the GPU multiplies in FP8 (1)."""
+
+
 class Roofline(Model):
     """Of one replica, what ``foresight.roofline`` needs to know to estimate its speed."""
 
@@ -187,7 +191,7 @@ class Roofline(Model):
     pipeline_stages: Formula = "1"
     replicas: Formula = "1"
     weights: Formula = Field("1", description="bytes of the weights relative to those of the checkpoint")
-    products: Formula = Field("1", description="time of a matrix product relative to one in 16 bits; knows `gpu_fp8`")
+    products: Formula = Field("1", description="time of a matrix product relative to one in 16 bits")
     cache_bytes: Formula = Field("2", description="of one number in the KV cache")
     memory: Formula = Field(description="share of a GPU's memory for weights and KV cache")
     requests: Formula = Field(description="requests that one replica decodes at the same time, at most")
@@ -262,7 +266,7 @@ class Engine(Model):
         ]
         faults += [
             f"roofline: {name} is no parameter of this engine"
-            for name in sorted((self.roofline.names if self.roofline else set()) - {*self.parameters, "gpu_fp8"})
+            for name in sorted((self.roofline.names if self.roofline else set()) - {*self.parameters, *STORED})
         ]
         faults += [fault for failure in self.failures for fault in _failure_faults(self, failure)]
         faults += [fault for name, preset in self.presets.items() for fault in _preset_faults(self, name, preset)]

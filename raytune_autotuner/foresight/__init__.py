@@ -11,6 +11,6 @@ from raytune_autotuner.foresight.ended import Ended
 from raytune_autotuner.foresight.feasibility import Feasibility
 from raytune_autotuner.foresight.launch import Launch, Usual
 from raytune_autotuner.foresight.pruning import Pruner
-from raytune_autotuner.foresight.roofline import Roofline
+from raytune_autotuner.foresight.roofline import Roofline, obstacle
 
-__all__ = ["Case", "Ended", "Equals", "Feasibility", "Launch", "Pruner", "Roofline", "Usual", "search_end"]
+__all__ = ["Case", "Ended", "Equals", "Feasibility", "Launch", "Pruner", "Roofline", "Usual", "obstacle", "search_end"]

@@ -16,11 +16,12 @@ from raytune_autotuner.task.spec import ModelFacts, ModelSpec, Resources, Task
 
 GIB = 2**30
 Facts = Mapping[str, float]
-"""Those of ``engines.engine.FACTS``, and ``SPEEDS``; what is not known is left out."""
+"""Those of ``engines.engine.FACTS`` and ``SPEEDS``; ``stored_bytes`` of a parameter in the checkpoint, and
+``active_share``, which is what a token meets of a mixture's weights. What is not known is left out."""
 SPEEDS = ("gpu_tflops", "gpu_gb_s", "link_gb_s", "gpu_fp8")
 """Of one GPU, as its data sheet says (``templates/gpus.yaml``); the last is 1 if it multiplies in FP8, else 0."""
 
-UNEVEN = ("sliding_window", "layer_types", "kv_lora_rank", "layers_block_type", "attn_layer_indices")
+UNEVEN = ("kv_lora_rank", "layers_block_type", "attn_layer_indices")
 """Signs in a model's config that its layers do not all keep keys and values for every token in the usual way."""
 ROUNDED = 0.95
 """A size such as 8B may be rounded up."""
@@ -28,8 +29,8 @@ SMALLEST = 0.5
 """Bytes of a parameter, when nothing says how it is stored."""
 STORED_BYTES = {"bfloat16": 2.0, "float16": 2.0, "float32": 2.0}
 """On a GPU; engines load 32 bits as 16."""
-QUANTIZED_BYTES = {"fp8": 1.0, "fbgemm_fp8": 1.0, "int4": 0.5}
-"""By what OME calls a model's quantization."""
+QUANTIZED_BYTES = {"fp8": 1.0, "fbgemm_fp8": 1.0, "int4": 0.5, "mxfp4": 0.5}
+"""By what a model's config or OME calls its quantization."""
 SIZES = {"T": 1e12, "B": 1e9, "M": 1e6}
 
 
@@ -42,7 +43,9 @@ def said(facts: ModelFacts) -> dict[str, float]:
     given = {name: getattr(facts, name) for name in ("layers", "heads", "kv_heads", "head_dim", "max_context")}
     if facts.parameters_b is not None:
         given["weights_gib"] = facts.parameters_b * 1e9 * facts.bytes_per_parameter / GIB
-        given["active_share"] = (facts.active_parameters_b or facts.parameters_b) / facts.parameters_b
+        given["stored_bytes"] = facts.bytes_per_parameter
+        if facts.active_parameters_b is not None:
+            given["active_share"] = facts.active_parameters_b / facts.parameters_b
     return {name: float(value) for name, value in given.items() if value is not None}
 
 
@@ -54,6 +57,8 @@ def of_gpus(said: Resources) -> dict[str, float]:
 def of_product(name: str) -> dict[str, float]:
     """What the data sheet says of a kind of GPU; nothing where it is not known."""
     plain = re.sub(r"[\s_-]+", " ", name)
+    if re.search(r"\bMIG\b", plain, re.IGNORECASE):
+        return {}  # a slice of one has its share of everything
     found = next((gpu for gpu in _data_sheets() if re.search(gpu["name"], plain, re.IGNORECASE)), None)
     if found is None:
         return {}
@@ -102,13 +107,34 @@ def of_config(config: Mapping[str, Any]) -> dict[str, float]:
         "heads": heads,
         "max_context": text.get("max_position_embeddings"),
     }
-    if not any(text.get(sign) for sign in UNEVEN):
+    if not _is_uneven(text):
         found["kv_heads"] = text.get("num_key_value_heads") or heads
         found["head_dim"] = text.get("head_dim") or (hidden / heads if hidden and heads else None)
     experts = text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts")
-    if experts and (each := text.get("num_experts_per_tok")):
+    each = text.get("num_experts_per_tok")
+    if isinstance(experts, int) and isinstance(each, int) and 0 < each <= experts:
         found["active_share"] = each / experts
+    found["stored_bytes"] = _stored_bytes(config)
     return {name: float(v) for name, v in found.items() if isinstance(v, int | float) and v > 0}
+
+
+def _is_uneven(text: Mapping[str, Any]) -> bool:
+    windows = (
+        text.get("sliding_window") and text.get("use_sliding_window") is not False
+    )  # Qwen names one it does not use
+    layers = text.get("layer_types")
+    mixed = bool(layers) and (not isinstance(layers, list) or set(map(str, layers)) != {"full_attention"})
+    return bool(windows) or mixed or any(text.get(sign) for sign in UNEVEN)
+
+
+def _stored_bytes(config: Mapping[str, Any]) -> float | None:
+    """Of one parameter; ``None`` where the config does not say it."""
+    quantized = config.get("quantization_config")
+    if not isinstance(quantized, Mapping):
+        return STORED_BYTES.get(str(_dtype(config)))
+    if isinstance(bits := quantized.get("bits") or quantized.get("w_bit"), int):
+        return bits / 8
+    return QUANTIZED_BYTES.get(str(quantized.get("quant_method")))
 
 
 def _dtype(config: Mapping[str, Any]) -> str | None:
@@ -125,6 +151,8 @@ def of_base_model(spec: Mapping[str, Any]) -> dict[str, float]:
         stored = QUANTIZED_BYTES.get(str(spec.get("quantization"))) if spec.get("quantization") else None
         plain = STORED_BYTES.get(str(_dtype(config))) if not spec.get("quantization") else None
         each = stored or plain or SMALLEST
+        if known := stored or plain:
+            found["stored_bytes"] = known
         found["weights_gib"] = ROUNDED * float(size[1]) * SIZES[size[2]] * each / GIB
     return found
 

@@ -14,14 +14,17 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import fmean
 
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.foresight.facts import GIB, Facts
+from raytune_autotuner.foresight.feasibility import Feasibility
 from raytune_autotuner.foresight.launch import Launch
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
 from raytune_autotuner.task import scenarios
-from raytune_autotuner.task.expressions import Expression, ExpressionError, parse
+from raytune_autotuner.task.expressions import Expression, parse
 from raytune_autotuner.task.spec import Task
 
-NEEDED = ("weights_gib", "layers", "heads", "kv_heads", "head_dim", "gpu_gib", "gpu_tflops", "gpu_gb_s", "link_gb_s")
+MODEL = ("weights_gib", "stored_bytes", "layers", "heads", "kv_heads", "head_dim")
+GPU = ("gpu_gib", "gpu_tflops", "gpu_gb_s", "link_gb_s", "gpu_fp8")
 COMPUTE, READ = 0.5, 0.75
 """Shares of the data sheet's products and bandwidth that engines reach."""
 STEP_S, EAGER_S = 4e-3, 6e-3
@@ -36,12 +39,14 @@ LEAST_REQUESTS = 0.5
 
 @dataclass(frozen=True)
 class Speed:
-    """Under one load, on average: seconds, and output tokens a second of all replicas."""
+    """Under one load, on average: seconds, and requests and tokens a second of all replicas."""
 
     ttft_s: float
     tpot_s: float
     e2e_s: float
-    tokens_per_s: float
+    requests_per_s: float
+    input_tokens_per_s: float
+    output_tokens_per_s: float
 
 
 @dataclass(frozen=True)
@@ -54,58 +59,58 @@ class Roofline:
     loads: Sequence[tuple[float, float, Sequence[float]]]
     limits: Mapping[str, float]
     """Of the SLO, by metric."""
+    gpus: int | None = None
+    """What every trial gets, where the task says so."""
     _known: dict[str, tuple[float, float] | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(cls, task: Task, launch: Launch, facts: Facts) -> Roofline | None:
-        """``None`` where model, GPUs or traffic are not known well enough, or the objective is none of speed."""
-        parsed = [scenarios.parse(text) for text in task.benchmark.scenarios]
-        sizes = [(s.input_tokens, s.output_tokens or 1.0) for s in parsed if s.input_tokens is not None]
-        known = launch.engine.roofline is not None and not cls.unknown(facts)
-        objective = task.optimization.objective
-        if not known or len(sizes) < len(parsed) or task.benchmark.batched:
+        """``None`` where there is an ``obstacle``."""
+        if obstacle(task, launch.engine, facts):
             return None
-        if task.optimization.objectives or objective not in LOSSES:
-            return None
-        loads = [(*size, task.benchmark.levels) for size in sizes]
-        return cls(launch, facts, objective, loads, task.optimization.slo)
-
-    @staticmethod
-    def unknown(facts: Facts) -> list[str]:
-        """What has to be known besides."""
-        return [name for name in NEEDED if name not in facts]
+        loads = [
+            (s.input_tokens or 0.0, s.output_tokens or 1.0, task.benchmark.levels)
+            for s in map(scenarios.parse, task.benchmark.scenarios)
+        ]
+        wanted = task.optimization
+        return cls(launch, facts, wanted.objective, loads, wanted.slo, task.resources.gpus)
 
     def expects(self, parameters: Parameters) -> tuple[float, float] | None:
         """Logarithms of the objective's loss, up to a constant, and of the SLO's worst metric relative to its limit.
 
-        ``None`` when it finds no room or no number.
+        ``None`` when it cannot start, finds no room, or has no number.
         """
         telling = config_hash({name: value for name, value in parameters.items() if name in self._telling})
         if telling not in self._known:
             self._known[telling] = self._expects(parameters)
         return self._known[telling]
 
-    @cached_property
-    def _telling(self) -> frozenset[str]:
-        """The parameters that it looks at."""
-        return frozenset().union(*(formula.names for formula in self._formulas.values()))
-
     def _expects(self, parameters: Parameters) -> tuple[float, float] | None:
+        if Feasibility(self.launch, self.facts, self.gpus).problem(parameters):
+            return None
         try:
             sizes = self._sizes(parameters)
-        except ExpressionError:
+            replica = _Replica(sizes, self.facts)
+            found = [[replica.speed(prompt, answer, n) for n in levels] for prompt, answer, levels in self.loads]
+        except (ValueError, ArithmeticError):  # a flag of the runtime's that is no number, or 0 where nothing can be 0
             return None
-        replica = _Replica(sizes, self.facts)
-        found = [[replica.speed(prompt, answer, n) for n in levels] for prompt, answer, levels in self.loads]
         known = [[speed for speed in row if speed is not None] for row in found]
         if known != found:
             return None
-        return math.log(LOSSES[self.objective](known, sizes["gpus"])), self._log_strain(known)
+        return math.log(LOSSES[self.objective](known, self.gpus or sizes["gpus"])), self._log_strain(known)
 
     def _log_strain(self, speeds: Speeds) -> float:
         limited = [(by, limit) for name, limit in self.limits.items() if (by := _estimate(name))]
         strains = [getattr(speed, by) / limit for by, limit in limited for row in speeds for speed in row]
         return math.log(max(strains, default=1.0))
+
+    @cached_property
+    def _telling(self) -> frozenset[str]:
+        """The parameters that it looks at."""
+        engine = self.launch.engine
+        spoken_of = [formula.names for formula in self._formulas.values()]
+        rules = [name for rule in engine.fits for name in rule.names]
+        return frozenset().union(*spoken_of, rules, *(engine.parts(name) for name in engine.terms))
 
     @cached_property
     def _formulas(self) -> Mapping[str, Expression]:
@@ -125,6 +130,22 @@ class Roofline:
         return {**sizes, "gpus": sizes["tensor_parallel"] * sizes["pipeline_stages"] * sizes["replicas"]}
 
 
+def obstacle(task: Task, engine: Engine, facts: Facts) -> str | None:
+    """Why nothing can be expected beforehand, in words, with what can be done about it where that is something."""
+    parsed = [scenarios.parse(text) for text in task.benchmark.scenarios]
+    if engine.roofline is None:
+        return f"the engine file of {engine.name} does not say how its speed is reckoned"
+    if task.benchmark.batched or any(s.input_tokens is None for s in parsed):
+        return "the size of the requests is not known"
+    if task.optimization.objectives or task.optimization.objective not in LOSSES:
+        return "the objective is none of speed alone"
+    unknown = [name for name in (*MODEL, *GPU) if name not in facts]
+    if unknown:
+        told = "model.facts, resources.gpu_name and resources.gpu_memory_gib can tell"
+        return f"not known of the model and its GPUs are {', '.join(unknown)} ({told})"
+    return None
+
+
 @dataclass(frozen=True)
 class _Replica:
     """One copy of the model on its GPUs; ``of`` are the engine file's sizes. Times are in seconds."""
@@ -137,9 +158,13 @@ class _Replica:
         """That work on a layer together."""
         return self.of["tensor_parallel"]
 
+    @property
+    def _stages(self) -> float:
+        return self.of["pipeline_stages"]
+
     def _read_s(self, gib: float) -> float:
         """Reading so much on each GPU of a stage, one stage after the other."""
-        return gib * GIB * self.of["pipeline_stages"] / (self.facts["gpu_gb_s"] * 1e9 * READ)
+        return gib * GIB * self._stages / (self.facts["gpu_gb_s"] * 1e9 * READ)
 
     def _compute_s(self, operations: float) -> float:
         return operations / (self._gpus * self.facts["gpu_tflops"] * 1e12 * COMPUTE)
@@ -147,32 +172,41 @@ class _Replica:
     @property
     def weights_gib(self) -> float:
         """On one GPU."""
-        return self.facts["weights_gib"] * self.of["weights"] / (self._gpus * self.of["pipeline_stages"])
+        return self.facts["weights_gib"] * self.of["weights"] / (self._gpus * self._stages)
 
     @property
     def token_gib(self) -> float:
         """Keys and values of one token on one GPU; groups of attention data parallelism hold other requests each."""
         group = self.of["attention_parallel"]
         heads = max(1.0, self.facts["kv_heads"] / group) * group / self._gpus
-        return 2 * self.facts["layers"] / self.of["pipeline_stages"] * heads * self._head_bytes / GIB
-
-    @property
-    def _head_bytes(self) -> float:
-        return self.facts["head_dim"] * self.of["cache_bytes"]
+        return 2 * self.facts["layers"] / self._stages * heads * self.facts["head_dim"] * self.of["cache_bytes"] / GIB
 
     def room(self, context: float) -> float:
         """Requests of so many tokens that the KV cache holds."""
         free = self.facts["gpu_gib"] * self.of["memory"] - OTHER_GIB - self.weights_gib
         return free / (self.token_gib * context)
 
+    @property
+    def _active(self) -> float:
+        """Share of the weights that a token meets."""
+        return self.facts.get("active_share", 1.0)
+
+    def weights_s(self, tokens: float) -> float:
+        """Reading the weights for so many tokens: a few of them do not meet all experts of a mixture."""
+        return self._read_s(self.weights_gib) * (1 - math.pow(1 - self._active, tokens))
+
     def products_s(self, tokens: float) -> float:
-        """Two operations for each parameter of two bytes; those of one byte are computed with twice as fast."""
-        active = self.facts["weights_gib"] * GIB * self.facts.get("active_share", 1.0)
-        return self._compute_s(tokens * active * self.of["products"])
+        """Two operations for each parameter that a token meets."""
+        parameters = self.facts["weights_gib"] * GIB / self.facts["stored_bytes"] * self._active
+        return self._compute_s(2 * tokens * parameters * self.of["products"])
 
     @property
     def _all_reduces(self) -> float:
         return 2 * self.facts["layers"] if self._gpus > 1 else 0.0
+
+    @property
+    def _width(self) -> float:
+        return self.facts["heads"] * self.facts["head_dim"]
 
     def links_s(self, tokens: float) -> float:
         """Each of the all-reduces sends the hidden state to and fro, in two bytes a number."""
@@ -180,27 +214,24 @@ class _Replica:
         return tokens * self._all_reduces * sent / (self.facts["link_gb_s"] * 1e9)
 
     @property
-    def _width(self) -> float:
-        return self.facts["heads"] * self.facts["head_dim"]
-
-    @property
     def step_s(self) -> float:
         """Of any step, whatever is in it."""
         return STEP_S + self._all_reduces * (NEAR_S if self.facts["link_gb_s"] >= NEAR_GB_S else FAR_S)
 
     def decode_s(self, batch: float, context: float) -> float:
-        """A step in which each of ``batch`` requests gets its next token."""
-        linear_s = max(self._read_s(self.weights_gib), self.products_s(batch))
+        """A step in which each of ``batch`` requests gets its next token; each stage works on a share of them."""
+        share = batch / min(self._stages, batch)
+        linear_s = max(self.weights_s(share), self.products_s(share))
         uncaptured_s = EAGER_S if batch > self.of["graphs"] else 0.0
-        attention_s = self._read_s(batch * context * self.token_gib)
-        return linear_s + attention_s + self.links_s(batch) + self.step_s + uncaptured_s
+        attention_s = self._read_s(share * context * self.token_gib)
+        return linear_s + attention_s + self.links_s(share) + self.step_s + uncaptured_s
 
     def prefill_s(self, prompt: float, batch: float) -> float:
         """Of one prompt; short ones share a step with others."""
         steps = max(1.0, prompt / self.of["tokens"])
-        linear_s = max(self.products_s(prompt), steps * self._read_s(self.weights_gib))
-        scores_s = self._compute_s(2 * self.facts["layers"] * self._width * prompt**2)
         together = max(1.0, min(self.of["tokens"] / prompt, batch))
+        linear_s = max(self.products_s(prompt), steps * self.weights_s(self.of["tokens"]) / together)
+        scores_s = self._compute_s(2 * self.facts["layers"] * self._width * prompt**2)
         return linear_s + scores_s + self.links_s(prompt) + steps * self.step_s / together
 
     def speed(self, prompt: float, answer: float, clients: float) -> Speed | None:
@@ -209,17 +240,20 @@ class _Replica:
         room = self.room(context)
         if room < LEAST_REQUESTS:
             return None
-        wanted = clients / self.of["replicas"]
+        wanted = max(1.0, clients / self.of["replicas"])
         batch = max(1.0, min(wanted, self.of["requests"], room))
-        prefill_s = self.prefill_s(prompt, batch)
-        tpot_s = self.decode_s(batch, context) + batch * prefill_s / answer  # others' prompts come between two tokens
-        serving_s = answer * tpot_s
-        waiting_s = max(0.0, wanted / batch - 1) * serving_s
+        prefill_s, decode_s = self.prefill_s(prompt, batch), self.decode_s(batch, context)
+        own_s = prefill_s / min(self._stages, batch)  # stages work on prompts of several requests
+        serving_s = answer * decode_s + batch * own_s
+        waiting_s = (wanted / batch - 1) * serving_s
+        requests_per_s = min(clients, self.of["replicas"] * batch) / serving_s
         return Speed(
             ttft_s=waiting_s + prefill_s * max(1.0, batch / 4),
-            tpot_s=tpot_s,
+            tpot_s=decode_s + (batch - 1) * own_s / answer,  # others' prompts come between two tokens
             e2e_s=waiting_s + serving_s,
-            tokens_per_s=self.of["replicas"] * batch / tpot_s,
+            requests_per_s=requests_per_s,
+            input_tokens_per_s=requests_per_s * prompt,
+            output_tokens_per_s=requests_per_s * answer,
         )
 
 
@@ -232,8 +266,8 @@ def _estimate(metric: str) -> str | None:
     return next((name for name in ("ttft_s", "tpot_s", "e2e_s") if metric.startswith(name[:-1])), None)
 
 
-def _best(speeds: Speeds) -> float:
-    return fmean(max(speed.tokens_per_s for speed in row) for row in speeds)
+def _best(speeds: Speeds, name: str = "output_tokens_per_s") -> float:
+    return fmean(max(getattr(speed, name) for speed in row) for row in speeds)
 
 
 def _mean(speeds: Speeds, name: str) -> float:
@@ -245,12 +279,10 @@ LOSSES: Mapping[str, Callable[[Speeds, float], float]] = {
     "minimize_ttft": lambda speeds, _: _mean(speeds, "ttft_s"),
     "minimize_tpot": lambda speeds, _: _mean(speeds, "tpot_s"),
     "maximize_throughput": lambda speeds, _: 1 / _best(speeds),
-    "maximize_input_throughput": lambda speeds, _: 1 / _best(speeds),
-    "maximize_requests": lambda speeds, _: 1 / _best(speeds),
+    "maximize_input_throughput": lambda speeds, _: 1 / _best(speeds, "input_tokens_per_s"),
+    "maximize_requests": lambda speeds, _: 1 / _best(speeds, "requests_per_s"),
     "maximize_throughput_per_gpu": lambda speeds, gpus: gpus / _best(speeds),
-    "maximize_goodput": lambda speeds, gpus: gpus / _best(speeds),
-    "maximize_goodput_tokens": lambda speeds, gpus: gpus / _best(speeds),
     "minimize_cost": lambda speeds, gpus: gpus / _best(speeds),
 }
 """By objective: what is to be small, of a task's speeds on so many GPUs. As in ``objectives``, of a throughput the best
-level of each scenario counts, of a latency all of them."""
+level of each scenario counts, of a latency all of them. Goodput is about a level that is yet to be found."""

@@ -15,7 +15,7 @@ WORST = 2.0
 
 Expects = Callable[[Parameters], tuple[float, float] | None]
 """Before anything was measured: the logarithms of a configuration's loss, up to a constant, and of its worst metric
-relative to its limit; ``None`` where nothing is known."""
+relative to its limit; ``None`` of one that has none."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Lessons:
     """The parameters of which one of these says nothing, by its hash."""
     usual: Mapping[str, tuple[ParameterValue, ...]] = field(default_factory=dict)
     """What parameters are in the baseline, which gives none of them, as far as it is known (see ``Usual``)."""
-    expects: Expects = lambda _: None
-    """What arithmetic alone says of a configuration."""
+    expects: Expects | None = None
+    """What arithmetic alone says of a configuration, where enough is known for that."""
     ended: tuple[TrialRecord, ...] = ()
     """All there is about ``told`` and the baseline, for a ``Judge``."""
 

@@ -44,6 +44,12 @@ class ModelFacts(Model):
     head_dim: int | None = Field(None, ge=1, description="numbers in one head's key")
     max_context: int | None = Field(None, ge=1, description="tokens of the longest request")
 
+    @model_validator(mode="after")
+    def _check(self) -> ModelFacts:
+        if self.active_parameters_b is not None and self.active_parameters_b > (self.parameters_b or 0.0):
+            raise ValueError("active_parameters_b are some of parameters_b, which have to be said and be more")
+        return self
+
 
 class ModelSpec(Model):
     name: str = Field(min_length=1, description="the model's name: for OME the (Cluster)BaseModel")

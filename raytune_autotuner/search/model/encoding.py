@@ -32,7 +32,7 @@ class Encoding:
     loss relative to the best of the space, and of the worst metric relative to its limit; 0 where nothing is known.
     """
 
-    def __init__(self, space: Space, expects: Expects = lambda _: None) -> None:
+    def __init__(self, space: Space, expects: Expects | None = None) -> None:
         self.space, self._expects = space, expects
         self._columns = list(zip(space.dimensions, space.parameters.values(), strict=True))
         self.ordered: NDArray[np.bool_] = np.array([d.size not in (1, 2) and is_ordered(p) for d, p in self._columns])
@@ -46,7 +46,7 @@ class Encoding:
 
     def expected(self, parameters: Parameters) -> tuple[float, float]:
         """See the last columns; what finds no room is as bad as can be."""
-        if self._least is None:
+        if self._expects is None or self._least is None:
             return 0.0, 0.0
         loss, strain = self._expects(parameters) or (math.inf, math.inf)
         return min(FAR_OFF, loss - self._least), max(-FAR_OFF, min(FAR_OFF, strain))
@@ -54,11 +54,8 @@ class Encoding:
     @cached_property
     def _least(self) -> float | None:
         """Of the space, as far as it was looked at; ``None`` when nothing is expected of any."""
-        rng = np.random.default_rng(0)
-        few = self.space.size() is not None  # else some range has no steps
-        looked_at = self.space.grid(LOOKED_AT)[0] if few else [self.space.sample(rng) for _ in range(LOOKED_AT)]
-        found = [expected for each in looked_at if (expected := self._expects(each)) is not None]
-        return min((loss for loss, _ in found), default=None)
+        assert self._expects is not None
+        return min((loss for loss, _ in foreseen(self.space, self._expects)), default=None)
 
     def _at(self, n: int, parameters: Parameters) -> float:
         dimension, parameter = self._columns[n]
@@ -68,6 +65,14 @@ class Encoding:
         if at is None:
             raise ValueError(f"{dimension.name}={parameters[dimension.name]!r} is not in the space")
         return at / (dimension.size - 1) if dimension.kind == "choice" and self.ordered[n] else float(at)
+
+
+def foreseen(space: Space, expects: Expects) -> list[tuple[float, float]]:
+    """What is expected of configurations all over the space, as far as something is."""
+    rng = np.random.default_rng(0)
+    stepped = space.size() is not None
+    looked_at = space.grid(LOOKED_AT)[0] if stepped else [space.sample(rng) for _ in range(LOOKED_AT)]
+    return [expected for each in looked_at if (expected := expects(each)) is not None]
 
 
 def spread(

@@ -11,7 +11,6 @@ from raytune_autotuner.planning.plan import ladder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, config_hash
 from raytune_autotuner.search import Lessons, Limits, Proposer, RandomSource, make_scheduler, make_source
-from raytune_autotuner.search.source import NOTHING
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Ask
 from raytune_autotuner.warm_start import engine_points
@@ -98,7 +97,7 @@ def _lessons(task: Task, world: World, cold: bool, facts: Facts) -> Lessons:
     """What a search begins with in a storage without earlier experiments."""
     launch = Launch(world.engine, world.args)
     usual, roofline = launch.usual(), Roofline.of(task, launch, facts)
-    expects = roofline.expects if roofline else NOTHING.expects
+    expects = roofline.expects if roofline else None
     points = [] if cold else engine_points(world.engine, world.space, usual, expects)
     free = {config_hash(point.parameters): point.free for point in points}
     return Lessons(first=tuple(point.parameters for point in points), free=free, usual=usual, expects=expects)

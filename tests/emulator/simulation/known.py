@@ -15,6 +15,7 @@ def facts(world: World) -> Facts:
     each, experts = next((counts for name, counts in EXPERTS.items() if name in shape.name), (1, 1))
     return {
         "weights_gib": shape.parameters_b * 1e9 * shape.bytes_per_parameter / GIB,
+        "stored_bytes": shape.bytes_per_parameter,
         "active_share": each / experts,
         "layers": shape.layers,
         "heads": shape.heads,

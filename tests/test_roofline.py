@@ -314,6 +314,12 @@ def test_a_config_tells_how_its_weights_are_stored() -> None:
         assert facts.of_config(config).get("stored_bytes") == stored
     assert facts.of_base_model({"modelParameterSize": "70B", "quantization": "fp8"})["stored_bytes"] == 1.0
     assert "stored_bytes" not in facts.of_base_model({"modelParameterSize": "70B"})
+    odd = {"modelParameterSize": "70B", "quantization": "new", "modelConfiguration": {"torch_dtype": "bfloat16"}}
+    assert "stored_bytes" not in facts.of_base_model(odd)
+    awq = {"torch_dtype": "float16", "quantization_config": {"quant_method": "awq", "bits": 4}}
+    four_bits = facts.of_base_model({"modelParameterSize": "70B", "modelConfiguration": awq})
+    assert four_bits["stored_bytes"] == 0.5
+    assert four_bits["weights_gib"] == pytest.approx(0.95 * 35e9 / 2**30)
 
 
 def test_a_quantized_checkpoint_stays_as_it_is() -> None:

@@ -119,9 +119,8 @@ def of_config(config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _is_uneven(text: Mapping[str, Any]) -> bool:
-    windows = (
-        text.get("sliding_window") and text.get("use_sliding_window") is not False
-    )  # Qwen names one it does not use
+    # Qwen's models name a window that they do not use.
+    windows = text.get("sliding_window") and text.get("use_sliding_window") is not False
     layers = text.get("layer_types")
     mixed = bool(layers) and (not isinstance(layers, list) or set(map(str, layers)) != {"full_attention"})
     return bool(windows) or mixed or any(text.get(sign) for sign in UNEVEN)
@@ -148,12 +147,12 @@ def of_base_model(spec: Mapping[str, Any]) -> dict[str, float]:
     size = re.fullmatch(r"([0-9.]+)([TBM])", str(spec.get("modelParameterSize") or ""))
     found = of_config(config)
     if size:
-        stored = QUANTIZED_BYTES.get(str(spec.get("quantization"))) if spec.get("quantization") else None
-        plain = STORED_BYTES.get(str(_dtype(config))) if not spec.get("quantization") else None
-        each = stored or plain or SMALLEST
-        if known := stored or plain:
-            found["stored_bytes"] = known
-        found["weights_gib"] = ROUNDED * float(size[1]) * SIZES[size[2]] * each / GIB
+        named = spec.get("quantization")
+        stored = QUANTIZED_BYTES.get(str(named)) if named else found.get("stored_bytes")
+        found = {name: value for name, value in found.items() if name != "stored_bytes"}
+        if stored is not None:
+            found["stored_bytes"] = stored
+        found["weights_gib"] = ROUNDED * float(size[1]) * SIZES[size[2]] * (stored or SMALLEST) / GIB
     return found
 
 

@@ -15,7 +15,7 @@ from functools import cached_property
 from statistics import fmean
 
 from raytune_autotuner.engines.engine import Engine
-from raytune_autotuner.foresight.facts import GIB, Facts
+from raytune_autotuner.foresight.facts import GIB, SPEEDS, Facts
 from raytune_autotuner.foresight.feasibility import Feasibility
 from raytune_autotuner.foresight.launch import Launch
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
@@ -24,7 +24,7 @@ from raytune_autotuner.task.expressions import Expression, parse
 from raytune_autotuner.task.spec import Task
 
 MODEL = ("weights_gib", "stored_bytes", "layers", "heads", "kv_heads", "head_dim")
-GPU = ("gpu_gib", "gpu_tflops", "gpu_gb_s", "link_gb_s", "gpu_fp8")
+GPU = ("gpu_gib", *SPEEDS)
 COMPUTE, READ = 0.5, 0.75
 """Shares of the data sheet's products and bandwidth that engines reach."""
 STEP_S, EAGER_S = 4e-3, 6e-3

@@ -34,8 +34,9 @@ RELEARN = 3
 """Hyperparameters are looked for again after so many new readings."""
 KEPT = 0.5
 """Taken for an SLO that was kept, or is not there at all, when it is not known by how much: safely."""
-SLO_BEHIND, LOSS_BEHIND = 0.03, 0.08
-"""Whoever is behind the best at the same rung by more than this does not go on."""
+SLO_BEHIND, LOSS_BEHIND = 0.3, 0.08
+"""Whoever is behind the best at the same rung by more than this does not go on. (A short rung breaks limits that the
+whole one keeps: the first is wide, since the odds of that are for the model to say.)"""
 SHARE = 0.3
 """Going on is worth it when it promises this share of what the best one that nobody tried does, per GPU …"""
 WORTHWHILE, LEADING = 0.015, 0.002

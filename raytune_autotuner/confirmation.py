@@ -1,8 +1,13 @@
-"""The confirming runs of an experiment: which of its records they are, and what follows from them."""
+"""The confirming runs of an experiment: which of its records they are, and what follows from them.
+
+The best of the search is compared with the baseline. When it does not hold up (see ``refuted``), the next best one
+takes its place: with the runs that are left, and with what is left of the error that the confidence allows.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -33,22 +38,26 @@ class Confirmation:
 
         ``baseline`` and ``winner`` are hashes of configurations.
         """
-        made = _of_pair(records, baseline, winner)
-        enough = len(made) >= 2 * self._settings.looks[-1] + SPARE_RUNS
-        if not self._task.optimization.confirm.repeats or enough or _failures(made, winner):
+        records = list(records)
+        made, settings = _of_pair(records, baseline, winner), self._left(records, baseline, winner)
+        if settings is None or winner in refuted(records, baseline) or self._was_proven(records, baseline, winner):
+            return ()
+        enough = len(made) >= 2 * settings.looks[-1] + SPARE_RUNS
+        if not self._task.optimization.confirm.repeats or enough:
             return ()
         if len(_failures(made, baseline)) >= BASELINE_FAILURES:
             return ()
-        answer = decide(self._runs(made, baseline), self._settings)
+        answer = decide(self._runs(made, baseline), settings)
         return answer.runs if isinstance(answer, Again) else ()
 
     def verdict(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> Verdict | None:
         """What the runs say as things stand; ``None`` when there are none of one side."""
-        made = _of_pair(records, baseline, winner)
+        records = list(records)
+        made, settings = _of_pair(records, baseline, winner), self._left(records, baseline, winner) or self._settings
         runs, failures, failed = self._runs(made, baseline), _failures(made, winner), _failures(made, baseline)
         if len({run.side for run in runs}) < 2:
-            return _failed(runs, failures, failed, self._settings.confidence) if failures or failed else None
-        answer = decide(runs, self._settings, final=True, failures=failures)
+            return _failed(runs, failures, failed, settings.confidence) if failures or failed else None
+        answer = decide(runs, settings, final=True, failures=failures)
         assert isinstance(answer, Verdict)
         if failures or answer.kind == "WIN" or len(failed) < BASELINE_FAILURES:
             return answer
@@ -63,6 +72,34 @@ class Confirmation:
                 return config, verdict
             left = left[: next(n for n, record in enumerate(left) if record.trial.config == config)]
         return None
+
+    def _was_proven(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> bool:
+        """Whether it was before another one was measured again, which did not hold up."""
+        if any(record.trial.config == winner for record in _of_pair(records, baseline, winner)):
+            return False
+        found = self.proven(records, baseline)
+        return found is not None and found[0] == winner
+
+    def _left(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> Settings | None:
+        """What those that were refuted in favour of this one left to it; ``None`` when that is too little.
+
+        Together they make no more runs than one of them might, and err no more often: of its share of the error each
+        has spent what belongs to the looks that it may have passed.
+        """
+        confirming, out = _confirming(records), refuted(records, baseline)
+        since = _last(confirming, {baseline, winner, *out})
+        before = [r for r in confirming if since < r.number <= _last(confirming, {baseline, winner})]
+        if not before:
+            return self._settings
+        looks = self._settings.looks
+        left = looks[-1] - math.ceil(len(before) / 2)
+        if left < looks[0]:
+            return None
+        error = 1 - self._settings.confidence
+        for config in {r.trial.config for r in before} - {baseline}:
+            passed = sum(r.trial.config == config and r.outcome == "completed" for r in before)
+            error *= 1 - max((look for look in looks if look <= passed), default=0) / looks[-1]
+        return replace(self._settings, max_repeats=left, confidence=1 - error)
 
     def _runs(self, made: Sequence[TrialRecord], baseline: str) -> list[Run]:
         return [self._run(record, baseline) for record in made if record.outcome == "completed"]
@@ -88,8 +125,26 @@ def _confirming(records: Iterable[TrialRecord]) -> list[TrialRecord]:
 def _of_pair(records: Iterable[TrialRecord], baseline: str, winner: str) -> list[TrialRecord]:
     """The pair's confirming runs since another winner was confirmed, if one was: only runs in turn compare."""
     confirming = _confirming(records)
-    since = max((r.number for r in confirming if r.trial.config not in (baseline, winner)), default=-1)
+    since = _last(confirming, {baseline, winner})
     return [record for record in confirming if record.number > since]
+
+
+def _last(confirming: Iterable[TrialRecord], but: Collection[str]) -> int:
+    """The number of the last run of a configuration that is none of these."""
+    return max((record.number for record in confirming if record.trial.config not in but), default=-1)
+
+
+def refuted(records: Iterable[TrialRecord], baseline: str) -> Mapping[str, str]:
+    """Configurations that failed, or broke the SLO, when they were measured again, and why; the latest comes last."""
+    found: dict[str, str] = {}
+    for record in _confirming(records):
+        if record.trial.config == baseline or record.trial.config in found:
+            continue
+        if record.outcome == "infeasible" and record.failure:
+            found[record.trial.config] = f"failed when it was measured again: {record.failure.reason}"
+        elif record.outcome == "completed" and record.score and record.score.violation > 0:
+            found[record.trial.config] = f"broke the SLO when it was measured again: {record.score.worst}"
+    return found
 
 
 def _failures(made: Iterable[TrialRecord], config: str) -> list[str]:

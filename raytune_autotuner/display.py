@@ -248,6 +248,7 @@ def _winner(results: Results) -> Iterator[Text]:
         return
     yield Text(f"Best in the search: {parameters_text(winner.parameters)}  {_last_score(winner)}", style="bold green")
     yield from _gain(results)
+    yield from (Text(f"  trial #{record.number} is out: it {why}", style="yellow") for record, why in results.refuted)
     yield from (Text(f"  caution: {caveat}", style="yellow") for caveat in results.caveats)
     if results.drift:
         yield Text(f"Drift: {results.drift}", style="yellow" if results.ranking.drift.significant else "dim")

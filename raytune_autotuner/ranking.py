@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
+from raytune_autotuner.confirmation import refuted
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import TrialRecord
 from raytune_autotuner.task.spec import FEWEST_BASELINES, Task
@@ -25,19 +26,23 @@ class Ranking:
     """What the baseline's runs showed; where they differ beyond noise, ``order`` has it taken out."""
     goodness: Mapping[str, float]
     """By trial, the logarithm of its value turned so that larger is better, without drift."""
+    refuted: Mapping[str, str] = field(default_factory=dict)
+    """By configuration, why it did not hold up when it was measured again; the latest comes last."""
 
     @property
     def winner(self) -> TrialRecord | None:
-        """The best that keeps the SLO."""
-        best = self.order[0] if self.order else None
-        return best if best and best.score and best.score.violation == 0 else None
+        """The best that keeps the SLO, and that was not refuted as long as there is another."""
+        kept = [record for record in self.order if record.score and record.score.violation == 0]
+        return next((record for record in kept if record.trial.config not in self.refuted), next(iter(kept), None))
 
 
 def rank(records: Iterable[TrialRecord], task: Task) -> Ranking:
     """From the folder's records alone, so that the search and whoever reads its results see the same winner.
 
-    Confirming runs say nothing here, not even of drift: who is being confirmed stays the same meanwhile.
+    Confirming runs say who is out, and nothing else here, not even of drift: who is being confirmed stays the same
+    meanwhile.
     """
+    records = list(records)
     measured_once = (record for record in records if record.trial.purpose != "confirm")
     ended = [record for record in measured_once if record.outcome == "completed" and record.score]
     first = next((record for record in ended if record.trial.purpose == "baseline"), None)
@@ -45,7 +50,8 @@ def rank(records: Iterable[TrialRecord], task: Task) -> Ranking:
     found = too_few(len(same)) if len(same) < FEWEST_BASELINES else _drift(same, task)
     own = [record for record in ended if not record.trial.again]
     goodness = {record.trial.name: _goodness(record, found) for record in own}
-    return Ranking(tuple(sorted(own, key=lambda r: _key(r, goodness))), found, goodness)
+    out = refuted(records, first.trial.config) if first else {}
+    return Ranking(tuple(sorted(own, key=lambda r: _key(r, goodness))), found, goodness, out)
 
 
 def _drift(baselines: Iterable[TrialRecord], task: Task) -> Drift:

@@ -107,6 +107,13 @@ class Results:
             yield f"winner: {said[-1]}"
 
     @property
+    def refuted(self) -> tuple[tuple[TrialRecord, str], ...]:
+        """Trials that measured better in the search than what the answer is about, and why they are out."""
+        by_config = {record.trial.config: record for record in self.ranking.order}
+        out = ((by_config.get(config), why) for config, why in self.ranking.refuted.items())
+        return tuple((record, why) for record, why in out if record is not None and record is not self.winner)
+
+    @property
     def drift(self) -> str:
         """What is known of drift during the search, and what was made of it; empty without a search."""
         found = self.ranking.drift
@@ -178,14 +185,21 @@ def _answer(
 ) -> tuple[TrialRecord | None, Verdict | None]:
     """The winner and its verdict, or those of an earlier winner with a WIN while the present one has none.
 
-    More trials may have made another one the best since then; what was proven is not given up for a hope.
+    More trials may have made another one the best since then; what was proven is not given up for a hope. And while
+    nobody was measured again in the place of one that was refuted, that is the answer.
     """
     winner = ranking.winner
     verdict = _verdict(task, records, baseline, winner)
     if baseline is None or winner is None or (verdict is not None and verdict.kind == "WIN"):
         return winner, verdict
+    by_config = {record.trial.config: record for record in ranking.order}
     config, proven = Confirmation(task).proven(records, baseline.trial.config) or ("", None)
-    earlier = next((record for record in ranking.order if record.trial.config == config), None)
+    earlier = by_config.get(config)
+    if earlier is winner:
+        return winner, proven
+    last = by_config.get(next(reversed(tuple(ranking.refuted)), ""))
+    if verdict is None and last is not None:
+        winner, verdict = last, _verdict(task, records, baseline, last)
     if proven is None or earlier is None:
         return winner, verdict
     why = f"not proven ({verdict.reason})" if verdict else "not confirmed"
@@ -227,6 +241,7 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "reachable_slo": results.reachable_slo,
         "caveats": list(results.caveats),
         "verdict": asdict(results.verdict) if results.verdict else None,
+        "refuted": [{"trial": record.trial.name, "reason": why} for record, why in results.refuted],
         "drift": {"found": results.ranking.drift.significant, "reason": results.ranking.drift.words},
         "ledger": asdict(results.ledger),
         "pareto": asdict(pareto.front(results.records, results.task.optimization)),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raytune_autotuner.confirmation import Confirmation
+from raytune_autotuner.confirmation import Confirmation, refuted
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import Failure, RungRecord, TrialId, TrialRecord
 from raytune_autotuner.task.spec import Optimization, Task, parse_task
@@ -18,20 +18,24 @@ from tests.fakes.trials import sample_metrics
 BASELINE, WINNER, OTHER = "000000000000", "111111111111", "222222222222"
 
 
+SLO = {"e2e_mean_s": 2.5}
+"""Kept by all but those that are meant to break it."""
+
+
 def task(**confirm: Any) -> Task:
     data = {
         "task_name": "t",
         "backend": "local",
         "engine": "llamacpp",
         "model": {"name": "m", "path": "m.gguf"},
-        "optimization": {"objective": "minimize_latency", "confirm": confirm},
+        "optimization": {"objective": "minimize_latency", "slo": SLO, "confirm": confirm},
     }
     return parse_task(data, "task")
 
 
 def run(number: int, config: str, latency_s: float, outcome: str = "completed", node: str | None = None) -> TrialRecord:
     metrics = sample_metrics(0, latency_s, noise=0.01, seed=number)
-    value = score(metrics, Context(0, Optimization(objective="minimize_latency")))
+    value = score(metrics, Context(0, Optimization(objective="minimize_latency", slo=SLO)))
     rungs = (RungRecord(0, metrics, value, 1.0),) if outcome == "completed" else ()
     return TrialRecord(
         TrialId("confirm", config, number),
@@ -42,6 +46,7 @@ def run(number: int, config: str, latency_s: float, outcome: str = "completed", 
         f"2026-01-01T00:{number:02}:00+00:00",
         rungs,
         1,
+        score=value if rungs else None,
         failure=Failure("crash", "it broke") if outcome == "infeasible" else None,
         node=node,
     )
@@ -131,3 +136,75 @@ def test_runs_that_the_infrastructure_loses_are_not_repeated_for_ever() -> None:
     lost = [run(n, WINNER, 0.0, "failed") for n in range(16)]
     assert wanted(lost) == []
     assert len(wanted(lost[:3])) == 4
+
+
+def of(config: str, records: Sequence[TrialRecord], **confirm: Any) -> tuple[int, Any]:
+    """How many runs are wanted of a winner and the baseline, and what those so far say."""
+    asked = Confirmation(task(**confirm))
+    return len(asked.wanted(records, BASELINE, config)), asked.verdict(records, BASELINE, config)
+
+
+def in_turn(config: str, latencies: Sequence[float], first: int = 0) -> list[TrialRecord]:
+    """Runs of a winner between those of the baseline: A B B A …"""
+    sides = [BASELINE, config, config, BASELINE] * len(latencies)
+    values = iter(latencies)
+    found: list[TrialRecord] = []
+    while (at := len(found)) < len(sides) and sum(r.trial.config == config for r in found) < len(latencies):
+        found.append(run(first + at, sides[at], next(values) if sides[at] == config else 2.0))
+    return found
+
+
+def test_who_fails_or_breaks_the_slo_when_measured_again_is_out() -> None:
+    """With the reason; the baseline never is, and one that holds up is not."""
+    records = [
+        run(0, BASELINE, 9.0),
+        run(1, WINNER, 9.0),
+        run(2, WINNER, 1.0),
+        run(3, OTHER, 0.0, "infeasible"),
+        run(4, "333333333333", 1.0),
+    ]
+    found = refuted(records, BASELINE)
+    assert list(found) == [WINNER, OTHER]
+    assert "broke the SLO" in found[WINNER]
+    assert "e2e_mean_s" in found[WINNER]
+    assert "failed" in found[OTHER]
+    assert "it broke" in found[OTHER]
+
+
+def test_the_next_best_takes_its_place_with_the_runs_that_are_left() -> None:
+    """All finalists together make no more runs than one might."""
+    out = in_turn(WINNER, [9.0])
+    assert of(WINNER, out)[0] == 0
+    assert of(OTHER, out) == (4, None)
+    assert of(OTHER, out, max_repeats=3)[0] == 4
+    assert of(OTHER, out, max_repeats=2)[0] == 0
+    unclear = [*out, *in_turn(OTHER, [1.93] * 2, 2), run(5, BASELINE, 2.0)]
+    assert of(OTHER, unclear)[0] == 4
+    assert of(OTHER, unclear, max_repeats=3)[0] == 0
+
+
+def test_who_is_out_is_not_measured_again_when_nobody_else_is_left() -> None:
+    """However long ago it was."""
+    records = [*in_turn(WINNER, [9.0]), *in_turn(OTHER, [9.0], 2)]
+    assert of(WINNER, records)[0] == 0
+
+
+@pytest.mark.parametrize(("latencies", "confidence"), [([9.0], 0.95), ([1.0, 1.0, 9.0], 1 - 0.05 * 4 / 6)])
+def test_finalists_share_the_error_that_the_confidence_leaves(latencies: list[float], confidence: float) -> None:
+    """One that was out before anybody looked has spent none of it."""
+    out = in_turn(WINNER, latencies)
+    later = [*in_turn(OTHER, [1.0, 1.0], len(out)), run(len(out) + 3, BASELINE, 2.0)]
+    verdict = of(OTHER, [*out, *later])[1]
+    assert verdict.kind == "WIN"
+    assert verdict.confidence == pytest.approx(confidence)
+
+
+def test_what_was_proven_is_not_measured_again_when_a_later_winner_is_out() -> None:
+    """It stays proven."""
+    proven = in_turn(WINNER, [1.0, 1.0])
+    proven.append(run(3, BASELINE, 2.0))
+    records = [*proven, *in_turn(OTHER, [9.0], 4)]
+    assert of(WINNER, records)[0] == 0
+    found = Confirmation(task()).proven(records, BASELINE)
+    assert found is not None
+    assert found[0] == WINNER

@@ -98,6 +98,28 @@ def test_an_experiment_finds_the_best_and_confirms_it(tmp_path: Path) -> None:
         assert (tmp_path / "exp" / name).stat().st_size > 0
 
 
+def test_the_next_best_is_confirmed_when_the_best_breaks_the_slo_on_being_measured_again(tmp_path: Path) -> None:
+    """At once: the runs of the first one that had not begun are not made; later it is told why it is out."""
+    results = run(
+        tmp_path,
+        parameters__speed={"type": "choice", "values": [0.5, 1.0, 1.5], "flag": "--speed"},
+        parameters__fault={"type": "choice", "values": ["", "again:slow"], "flag": "--fault"},
+        constraints=['(speed < 1) == (fault == "again:slow")'],
+        optimization__slo={"e2e_mean_s": 2.2},
+        optimization__max_concurrent_trials=1,
+        optimization__scheduler="none",
+    )
+    assert results.winner is not None
+    assert results.winner.parameters == {"speed": 1.0, "fault": ""}
+    assert results.verdict is not None
+    assert (results.verdict.kind, results.verdict.winner_runs) == ("WIN", 2)
+    ((out, why),) = results.refuted
+    assert out.parameters == {"speed": 0.5, "fault": "again:slow"}
+    assert "broke the SLO" in why
+    again = [r.parameters.get("speed") for r in results.records if r.trial.purpose == "confirm"]
+    assert again == [None, 0.5, None, 1.0, 1.0, None]
+
+
 def test_failures_are_results_and_the_experiment_goes_on(tmp_path: Path) -> None:
     """Half of the space fails in one way or another; the rest is measured."""
     results = run(

@@ -14,7 +14,16 @@ from raytune_autotuner import display
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.ranking import rank
-from raytune_autotuner.records import Outcome, Parameters, Purpose, RungRecord, TrialId, TrialRecord, config_hash
+from raytune_autotuner.records import (
+    Failure,
+    Outcome,
+    Parameters,
+    Purpose,
+    RungRecord,
+    TrialId,
+    TrialRecord,
+    config_hash,
+)
 from raytune_autotuner.results import document, load_results
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
@@ -75,6 +84,20 @@ def test_the_fastest_is_first_when_nothing_drifts() -> None:
     assert [r.parameters for r in ranking.order] == [{"threads": 2}, {"threads": 1}, {}]
     assert ranking.winner is ranking.order[0]
     assert not ranking.drift.significant
+
+
+@pytest.mark.parametrize("outcome", ["completed", "infeasible"])
+def test_one_that_did_not_hold_up_is_not_the_winner_while_there_is_another(outcome: Outcome) -> None:
+    """It broke the SLO (a mean of 1 s to the first token), or failed; without another it stays, to be told of."""
+    best, second = record(1, 1.0, {"threads": 1}), record(2, 1.5, {"threads": 2})
+    again = record(3, 30.0, {"threads": 1}, "confirm", outcome=outcome)
+    again = replace(again, failure=Failure("crash", "it broke")) if outcome == "infeasible" else again
+    found = rank([*baselines({0: 2.0}), best, second, again], TASK)
+    assert found.order[0] is best
+    assert found.winner is second
+    assert list(found.refuted) == [best.trial.config]
+    broken = record(0, 30.0, purpose="baseline")
+    assert rank([broken, best, again], TASK).winner is best
 
 
 def test_what_was_measured_when_all_were_slower_is_not_held_against_it() -> None:

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from raytune_autotuner import display
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
@@ -23,7 +25,7 @@ from raytune_autotuner.records import (
     TrialRecord,
     config_hash,
 )
-from raytune_autotuner.results import document, load_results, to_text, trials_csv
+from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics
@@ -155,6 +157,55 @@ def test_a_better_winner_that_is_confirmed_takes_over(tmp_path: Path) -> None:
     assert results.recommended.parameters == {"a": 4}
     assert results.verdict is not None
     assert results.verdict.winner_runs == 2
+
+
+LIMIT = {"e2e_mean_s": 3.0}
+
+
+def finalists(tmp_path: Path, *, again: bool) -> Results:
+    """The best of the search broke the SLO when it was measured again; ``again``: the second best took its place."""
+    records = [
+        record(0, {}, 2.0, purpose="baseline"),
+        record(1, {"a": 1}, 1.0),
+        record(2, {"a": 2}, 1.2),
+        record(3, {}, 2.0, purpose="confirm", rungs=1, repeat=1),
+        record(4, {"a": 1}, 9.0, purpose="confirm", rungs=1, repeat=1, slo=LIMIT),
+    ]
+    order = [{}, {"a": 2}, {"a": 2}, {}] if again else []
+    later = [record(5 + n, p, 1.2 if p else 2.0, purpose="confirm", rungs=1, repeat=5 + n) for n, p in enumerate(order)]
+    return load_results(folder_with(tmp_path, *records, *later), task(slo=LIMIT))
+
+
+def said_of(results: Results) -> str:
+    out = Console(file=io.StringIO(), width=200)
+    out.print(display.answer(results, "folder", "file"))
+    return out.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_next_best_is_the_winner_when_the_best_does_not_hold_up(tmp_path: Path) -> None:
+    """Confirmed by runs of its own; of the other it is told why it is out."""
+    results = finalists(tmp_path, again=True)
+    assert results.winner is not None
+    assert results.winner.parameters == {"a": 2}
+    assert results.recommended is results.winner
+    assert results.verdict is not None
+    assert (results.verdict.kind, results.verdict.winner_runs) == ("WIN", 2)
+    ((out, why),) = results.refuted
+    assert out.parameters == {"a": 1}
+    assert why.startswith("broke the SLO when it was measured again: e2e_mean_s")
+    assert document(results, {})["refuted"] == [{"trial": out.trial.name, "reason": why}]
+    assert "trial #1 is out: it broke the SLO" in said_of(results)
+
+
+def test_while_nobody_took_the_place_of_one_that_did_not_hold_up_that_is_the_answer(tmp_path: Path) -> None:
+    """The budget may not have paid for more."""
+    results = finalists(tmp_path, again=False)
+    assert results.winner is not None
+    assert results.winner.parameters == {"a": 1}
+    assert results.verdict is not None
+    assert results.verdict.kind == "UNSTABLE"
+    assert results.recommended is results.baseline
+    assert not results.refuted
 
 
 def test_without_a_win_the_baseline_is_recommended(tmp_path: Path) -> None:

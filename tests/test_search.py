@@ -593,6 +593,26 @@ def test_confirming_runs_go_on_until_the_verdict_stands() -> None:
     assert d.finished()
 
 
+def test_runs_of_a_winner_that_did_not_hold_up_are_dropped() -> None:
+    """The next best one takes its place at once."""
+    d = driver(ListSource([{"a": 1}, {"a": 2}]), confirm_repeats=2, max_trials=2)
+    for loss in (9.0, 5.0, 6.0):
+        d.end(d.ask()[0], [loss, loss])
+    d.gate.asks.append(schedule(1, ()))
+    seen = []
+    for _ in range(2):
+        name, proposal = d.ask()
+        seen.append(proposal.parameters)
+        d.end(name, [9.0])
+    d.gate.finished.remove((0.0, 5.0, {"a": 1}))
+    while not isinstance(config := d.proposer.suggest("next"), str):
+        assert config is not None
+        seen.append(Proposal.from_config(config).parameters)
+        d.running["next"] = Proposal.from_config(config)
+        d.end("next", [6.0])
+    assert seen == [{}, {"a": 1}, {}, {"a": 2}]
+
+
 def test_a_trial_whose_worker_dies_is_begun_again() -> None:
     """Under its own name, a few times; then it counts as failed, and nothing is learnt of it."""
     spy = Spy([{"a": 1}])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from raytune_autotuner.objectives import facts_of, measured
@@ -37,12 +38,18 @@ def answer(report: Report) -> Answer:
     """What to do, and how sure that is."""
     results = report.results
     found = _verdict(results, results.verdict) if results.verdict else _without_verdict(results)
+    found = replace(found, explanation=" ".join((found.explanation, *_out(results))))
     if report.state == "running":
         return Answer("SO FAR", "neutral", found.headline, f"The experiment is still running. {found.explanation}")
     if report.state == "interrupted":
         cut = "The experiment was cut short; this is what had been measured by then."
         return Answer(found.badge, found.tone, found.headline, f"{cut} {found.explanation}")
     return found
+
+
+def _out(results: Results) -> Iterator[str]:
+    for record, why in results.refuted:
+        yield f"Trial #{record.number}, which had measured better, is out: it {why}."
 
 
 def _verdict(results: Results, verdict: Verdict) -> Answer:

@@ -354,6 +354,8 @@ class Proposer(Searcher):
 
     def _confirmation(self) -> Proposal | None:
         """Winner and baseline in turn (A B B A …), once every search trial has ended, until the verdict stands."""
+        if self._course is None and any(wanted.parameters for wanted in self._confirming):
+            self._drop_the_refuted()
         if not self._confirming:
             if self._is_busy():
                 return None
@@ -362,6 +364,12 @@ class Proposer(Searcher):
             return None
         wanted = self._confirming.popleft()
         return replace(self._measured_again("confirm", wanted.parameters), node=wanted.node)
+
+    def _drop_the_refuted(self) -> None:
+        """Runs that were asked for are of no use any more when the winner did not hold up in the first of them."""
+        champion = self._gate.champion()
+        if any(wanted.parameters not in ({}, champion) for wanted in self._confirming):
+            self._confirming.clear()
 
     def _measured_again(self, purpose: Purpose, parameters: Parameters) -> Proposal:
         config = config_hash(parameters)

@@ -79,7 +79,10 @@ class Asha(Model):
 class Confirm(Model):
     repeats: int = Field(2, ge=0, le=20, description="how often winner and baseline are measured again, in turn")
     max_repeats: int = Field(
-        6, ge=1, le=20, description="how often at most, when the difference does not stand out from the noise before"
+        6,
+        ge=1,
+        le=20,
+        description="how often at most, all finalists together, when the difference does not stand out before",
     )
     confidence: float = Field(0.95, gt=0.5, lt=1, description="of the interval that decides between WIN and TIE")
 

@@ -7,12 +7,12 @@ takes its place: with the runs that are left, and with what is left of the error
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
 from raytune_autotuner.objectives import Context
-from raytune_autotuner.records import TrialRecord
+from raytune_autotuner.records import TrialRecord, did_not_hold_up
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Again, Ask, Measurement, Run, Settings, Verdict, decide, measured
 from raytune_autotuner.verdict.runs import of
@@ -56,7 +56,8 @@ class Confirmation:
         made, settings = _of_pair(records, baseline, winner), self._left(records, baseline, winner) or self._settings
         runs, failures, failed = self._runs(made, baseline), _failures(made, winner), _failures(made, baseline)
         if len({run.side for run in runs}) < 2:
-            return _failed(runs, failures, failed, settings.confidence) if failures or failed else None
+            out = refuted(made, baseline).get(winner, "")
+            return _failed(runs, out, failed, settings.confidence) if out or failed else None
         answer = decide(runs, settings, final=True, failures=failures)
         assert isinstance(answer, Verdict)
         if failures or answer.kind == "WIN" or len(failed) < BASELINE_FAILURES:
@@ -65,13 +66,19 @@ class Confirmation:
 
     def proven(self, records: Iterable[TrialRecord], baseline: str) -> tuple[str, Verdict] | None:
         """The configuration, by its hash, that was the last to be confirmed with a WIN."""
+        verdicts = self.verdicts(records, baseline)
+        return next((each for each in verdicts if each[1].kind == "WIN"), None)
+
+    def verdicts(self, records: Iterable[TrialRecord], baseline: str) -> Iterator[tuple[str, Verdict]]:
+        """All that were reached on a configuration, by its hash, the latest first."""
+        records = list(records)
+        others = [record for record in records if record.trial.purpose != "confirm"]
         left = _confirming(records)
         while config := next((r.trial.config for r in reversed(left) if r.trial.config != baseline), None):
-            verdict = self.verdict(left, baseline, config)
-            if verdict is not None and verdict.kind == "WIN":
-                return config, verdict
+            verdict = self.verdict([*others, *left], baseline, config)
+            if verdict is not None:
+                yield config, verdict
             left = left[: next(n for n, record in enumerate(left) if record.trial.config == config)]
-        return None
 
     def _was_proven(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> bool:
         """Whether it was before another one was measured again, which did not hold up."""
@@ -83,11 +90,13 @@ class Confirmation:
     def _left(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> Settings | None:
         """What those that were refuted in favour of this one left to it; ``None`` when that is too little.
 
-        Together they make no more runs than one of them might, and err no more often: of its share of the error each
-        has spent what belongs to the looks that it may have passed.
+        Together they make no more runs than one of them might, and share its error: of what there is of it each has
+        spent what belongs to the looks that it may have passed. Who was found only after them begins anew.
         """
+        records = list(records)
         confirming, out = _confirming(records), refuted(records, baseline)
-        since = _last(confirming, {baseline, winner, *out})
+        found = [r.number for r in records if r.trial.config == winner and r.trial.purpose != "confirm"]
+        since = max(_last(confirming, {baseline, winner, *out}), min(found, default=-1))
         before = [r for r in confirming if since < r.number <= _last(confirming, {baseline, winner})]
         if not before:
             return self._settings
@@ -137,14 +146,16 @@ def _last(confirming: Iterable[TrialRecord], but: Collection[str]) -> int:
 def refuted(records: Iterable[TrialRecord], baseline: str) -> Mapping[str, str]:
     """Configurations that failed, or broke the SLO, when they were measured again, and why; the latest comes last."""
     found: dict[str, str] = {}
-    for record in _confirming(records):
-        if record.trial.config == baseline or record.trial.config in found:
-            continue
-        if record.outcome == "infeasible" and record.failure:
-            found[record.trial.config] = f"failed when it was measured again: {record.failure.reason}"
-        elif record.outcome == "completed" and record.score and record.score.violation > 0:
-            found[record.trial.config] = f"broke the SLO when it was measured again: {record.score.worst}"
+    for record in filter(did_not_hold_up, _confirming(records)):
+        if record.trial.config != baseline:
+            found.setdefault(record.trial.config, _why(record))
     return found
+
+
+def _why(record: TrialRecord) -> str:
+    if record.failure:
+        return f"failed when it was measured again: {record.failure.kind}: {record.failure.reason}"
+    return f"broke the SLO when it was measured again: {record.score.worst if record.score else ''}"
 
 
 def _failures(made: Iterable[TrialRecord], config: str) -> list[str]:
@@ -156,9 +167,9 @@ def _failures(made: Iterable[TrialRecord], config: str) -> list[str]:
     ]
 
 
-def _failed(runs: Sequence[Run], winner: Sequence[str], baseline: Sequence[str], confidence: float) -> Verdict:
-    """When one side could not be measured again, so that there is nothing to compare; of each, why it failed."""
-    reason = f"the winner failed when it was measured again: {winner[0]}" if winner else _unproven(baseline)
+def _failed(runs: Sequence[Run], winner: str, baseline: Sequence[str], confidence: float) -> Verdict:
+    """When one side could not be measured again, so that there is nothing to compare; of each, why it is out."""
+    reason = f"the winner {winner}" if winner else _unproven(baseline)
     counts = (len(of("baseline", runs)), len(of("winner", runs)))
     return Verdict("UNSTABLE", 0.0, -1.0, BOUNDLESS, confidence, 0.0, 0.0, "", *counts, reason, 0.0, not winner)
 

@@ -246,7 +246,8 @@ def _winner(results: Results) -> Iterator[Text]:
             limits = ", ".join(f"{name} {limit:.4g}" for name, limit in results.reachable_slo.items())
             yield Text(f"The tightest SLO that it would keep: {limits}")
         return
-    yield Text(f"Best in the search: {parameters_text(winner.parameters)}  {_last_score(winner)}", style="bold green")
+    title = "Best in the search" if results.is_best else "Winner"
+    yield Text(f"{title}: {parameters_text(winner.parameters)}  {_last_score(winner)}", style="bold green")
     yield from _gain(results)
     yield from (Text(f"  trial #{record.number} is out: it {why}", style="yellow") for record, why in results.refuted)
     yield from (Text(f"  caution: {caveat}", style="yellow") for caveat in results.caveats)

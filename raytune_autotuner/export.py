@@ -127,7 +127,7 @@ def _verdict(results: Results, record: TrialRecord) -> str:
     if results.baseline is not None and record.trial == results.baseline.trial:
         return "the baseline" + (f" ({verdict.kind} in the search for a better one)" if verdict else "")
     if verdict is None or winner is None or winner.trial.config != record.trial.config:
-        return "not confirmed"
+        return results.ranking.refuted.get(record.trial.config, "not confirmed")
     interval = f"{verdict.low:+.1%} to {verdict.high:+.1%} at {verdict.confidence:.0%}"
     return f"{verdict.kind} {verdict.gain:+.1%} ({interval})"
 

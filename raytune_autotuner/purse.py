@@ -18,7 +18,7 @@ from raytune_autotuner.ledger import WAITING, held_s, own_s
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.queueing import PlacedQueue
-from raytune_autotuner.records import BudgetState, Parameters, TrialRecord, TrialState, config_hash
+from raytune_autotuner.records import BudgetState, Parameters, TrialRecord, TrialState, config_hash, refuted_configs
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.verdict import Ask
 
@@ -222,8 +222,10 @@ class Books:
         return best.gpus if best else otherwise
 
     def _best(self) -> TrialRecord | None:
-        found = (p.record for p in self._paid.values())
+        found = [p.record for p in self._paid.values()]
         scored = [r for r in found if r.outcome == "completed" and r.score and r.trial.purpose not in FIRST]
+        gone = refuted_configs(found)
+        scored = [r for r in scored if r.trial.config not in gone] or scored
         return min(scored, key=lambda r: rank(r.score), default=None)  # type: ignore[arg-type]
 
     def gpus_of(self, config: str) -> int:

@@ -35,6 +35,16 @@ class Ranking:
         kept = [record for record in self.order if record.score and record.score.violation == 0]
         return next((record for record in kept if record.trial.config not in self.refuted), next(iter(kept), None))
 
+    @property
+    def better(self) -> tuple[TrialRecord, ...]:
+        """Those that were refuted although they had measured better than the winner, which may be one of them."""
+        winner = self.winner
+        kept = self.order if winner is None or winner.trial.config in self.refuted else self._before(winner)
+        return tuple(record for record in kept if record.trial.config in self.refuted)
+
+    def _before(self, winner: TrialRecord) -> tuple[TrialRecord, ...]:
+        return self.order[: self.order.index(winner)]
+
 
 def rank(records: Iterable[TrialRecord], task: Task) -> Ranking:
     """From the folder's records alone, so that the search and whoever reads its results see the same winner.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -390,3 +390,14 @@ def _adapter(kind: type) -> TypeAdapter[Any]:
     if kind not in _adapters:
         _adapters[kind] = TypeAdapter(kind)
     return _adapters[kind]
+
+
+def did_not_hold_up(run: TrialRecord | TrialState) -> bool:
+    """Whether a confirming run failed by its configuration's fault, or broke the SLO."""
+    broke = run.outcome == "completed" and run.score is not None and run.score.violation > 0
+    return run.trial.purpose == "confirm" and (run.outcome == "infeasible" or broke)
+
+
+def refuted_configs(runs: Iterable[TrialRecord | TrialState]) -> frozenset[str]:
+    """The configurations that did not hold up when they were measured again; the baseline is never one of them."""
+    return frozenset(run.trial.config for run in runs if did_not_hold_up(run)) - {config_hash({})}

@@ -107,11 +107,15 @@ class Results:
             yield f"winner: {said[-1]}"
 
     @property
+    def is_best(self) -> bool:
+        """Whether nothing measured better in the search than the winner."""
+        return self.winner is not None and self.winner in self.ranking.order[:1]
+
+    @property
     def refuted(self) -> tuple[tuple[TrialRecord, str], ...]:
-        """Trials that measured better in the search than what the answer is about, and why they are out."""
-        by_config = {record.trial.config: record for record in self.ranking.order}
-        out = ((by_config.get(config), why) for config, why in self.ranking.refuted.items())
-        return tuple((record, why) for record, why in out if record is not None and record is not self.winner)
+        """Trials that might have been the winner, and why they are out."""
+        why = self.ranking.refuted
+        return tuple((each, why[each.trial.config]) for each in self.ranking.better if each is not self.winner)
 
     @property
     def drift(self) -> str:
@@ -186,25 +190,33 @@ def _answer(
     """The winner and its verdict, or those of an earlier winner with a WIN while the present one has none.
 
     More trials may have made another one the best since then; what was proven is not given up for a hope. And while
-    nobody was measured again in the place of one that was refuted, that is the answer.
+    nobody was measured again in the place of those that were refuted, the answer is about them.
     """
     winner = ranking.winner
     verdict = _verdict(task, records, baseline, winner)
     if baseline is None or winner is None or (verdict is not None and verdict.kind == "WIN"):
         return winner, verdict
-    by_config = {record.trial.config: record for record in ranking.order}
     config, proven = Confirmation(task).proven(records, baseline.trial.config) or ("", None)
-    earlier = by_config.get(config)
+    earlier = next((record for record in ranking.order if record.trial.config == config), None)
     if earlier is winner:
         return winner, proven
-    last = by_config.get(next(reversed(tuple(ranking.refuted)), ""))
-    if verdict is None and last is not None:
-        winner, verdict = last, _verdict(task, records, baseline, last)
+    if verdict is None:
+        winner, verdict = _refuted(task, records, baseline, ranking) or (winner, None)
     if proven is None or earlier is None:
         return winner, verdict
     why = f"not proven ({verdict.reason})" if verdict else "not confirmed"
     said = f"{proven.reason}; {winner.trial.name} measured better in the search since then, but that is {why}"
     return earlier, replace(proven, reason=said)
+
+
+def _refuted(
+    task: Task, records: Sequence[TrialRecord], baseline: TrialRecord, ranking: Ranking
+) -> tuple[TrialRecord, Verdict] | None:
+    """The latest of those that were refuted, but had measured better than the winner; rather one that is to be run."""
+    better = {record.trial.config: record for record in ranking.better}
+    verdicts = Confirmation(task).verdicts(records, baseline.trial.config)
+    found = [(better[config], verdict) for config, verdict in verdicts if config in better]
+    return next((each for each in found if each[1].winner_anyway), found[0] if found else None)
 
 
 def _verdict(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from raytune_autotuner.ledger import charged
 from raytune_autotuner.objectives import rank
-from raytune_autotuner.records import Score, TrialRecord
+from raytune_autotuner.records import Score, TrialRecord, refuted_configs
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ def summarise(
     """The standing of an experiment from the records of the trials that have ended."""
     records = list(records)
     measured = [r for r in records if not r.trial.again and r.outcome == "completed" and r.score]
-    scores = sorted((r.score for r in measured if r.score and not r.score.violation), key=rank)
+    gone = refuted_configs(records)
+    kept = (r.score for r in measured if r.score and not r.score.violation and r.trial.config not in gone)
+    scores = sorted(kept, key=rank)
     spent: Counter[str] = Counter()
     for record in records:
         spent.update(charged(record))

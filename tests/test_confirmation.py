@@ -183,6 +183,24 @@ def test_the_next_best_takes_its_place_with_the_runs_that_are_left() -> None:
     assert of(OTHER, unclear, max_repeats=3)[0] == 0
 
 
+def test_who_is_found_later_has_all_runs() -> None:
+    """Those that were out by then have nothing to do with it."""
+    search = replace(run(8, OTHER, 1.0), trial=TrialId("search", OTHER))
+    out = in_turn(WINNER, [1.9] * 5 + [9.0])
+    assert of(OTHER, out)[0] == 0
+    assert of(OTHER, [*out, replace(search, number=20)])[0] > 0
+    earlier = [replace(search, number=-1), *out]
+    assert of(OTHER, earlier)[0] == 0
+
+
+@pytest.mark.parametrize("baseline", ["infeasible", "failed"])
+def test_a_winner_that_breaks_the_slo_is_out_whatever_the_baseline_did(baseline: str) -> None:
+    """There is nothing to compare with, and all the same it is not to be run."""
+    verdict = of(WINNER, [run(0, BASELINE, 0.0, baseline), run(1, WINNER, 9.0)])[1]
+    assert (verdict.kind, verdict.winner_anyway) == ("UNSTABLE", False)
+    assert "the winner broke the SLO" in verdict.reason
+
+
 def test_who_is_out_is_not_measured_again_when_nobody_else_is_left() -> None:
     """However long ago it was."""
     records = [*in_turn(WINNER, [9.0]), *in_turn(OTHER, [9.0], 2)]

@@ -25,8 +25,10 @@ from raytune_autotuner.records import (
     TrialRecord,
     config_hash,
 )
+from raytune_autotuner.report import evidence
 from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
 from raytune_autotuner.storage import Storage
+from raytune_autotuner.summary import summarise
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics
 
@@ -195,6 +197,11 @@ def test_the_next_best_is_the_winner_when_the_best_does_not_hold_up(tmp_path: Pa
     assert why.startswith("broke the SLO when it was measured again: e2e_mean_s")
     assert document(results, {})["refuted"] == [{"trial": out.trial.name, "reason": why}]
     assert "trial #1 is out: it broke the SLO" in said_of(results)
+    assert "Winner: a=2" in said_of(results)
+    assert summarise(results.records, planned=9).best == results.winner.score
+    grid = evidence.confirming(results)
+    assert grid is not None
+    assert [row[1] for row in grid.rows] == ["baseline", "#1, out", "baseline", "winner", "winner", "baseline"]
 
 
 def test_while_nobody_took_the_place_of_one_that_did_not_hold_up_that_is_the_answer(tmp_path: Path) -> None:
@@ -206,6 +213,37 @@ def test_while_nobody_took_the_place_of_one_that_did_not_hold_up_that_is_the_ans
     assert results.verdict.kind == "UNSTABLE"
     assert results.recommended is results.baseline
     assert not results.refuted
+
+
+def test_a_better_one_that_is_found_later_is_the_best_so_far(tmp_path: Path) -> None:
+    """Those that were out before it was found are no answer any more."""
+    finalists(tmp_path, again=False)
+    folder = folder_with(tmp_path, record(9, {"a": 3}, 0.5))
+    results = load_results(folder, task(slo=LIMIT))
+    assert results.winner is not None
+    assert results.winner.parameters == {"a": 3}
+    assert results.unconfirmed
+    assert not results.refuted
+
+
+def test_of_those_that_are_out_the_one_that_beats_the_baseline_is_to_be_run(tmp_path: Path) -> None:
+    """It broke the SLO by a little, the baseline by a lot, and the next best failed."""
+    folder = folder_with(
+        tmp_path,
+        record(0, {}, 9.0, purpose="baseline", slo=LIMIT),
+        record(1, {"a": 1}, 1.0),
+        record(2, {"a": 2}, 1.2),
+        record(3, {}, 9.0, purpose="confirm", rungs=1, repeat=1, slo=LIMIT),
+        record(4, {"a": 1}, 3.1, purpose="confirm", rungs=1, repeat=1, slo=LIMIT),
+        record(5, {}, 9.0, purpose="confirm", rungs=1, repeat=2, slo=LIMIT),
+        record(6, {"a": 2}, 1.2, purpose="confirm", rungs=0, repeat=1, outcome="infeasible", failure=OOM),
+    )
+    results = load_results(folder, task(slo=LIMIT))
+    assert results.recommended is not None
+    assert results.recommended.parameters == {"a": 1}
+    assert results.verdict is not None
+    assert results.verdict.winner_anyway
+    assert [record.parameters for record, _ in results.refuted] == [{"a": 2}]
 
 
 def test_without_a_win_the_baseline_is_recommended(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def answer(report: Report) -> Answer:
 
 def _out(results: Results) -> Iterator[str]:
     for record, why in results.refuted:
-        yield f"Trial #{record.number}, which had measured better, is out: it {why}."
+        yield f"Trial #{record.number} is out: it {why}."
 
 
 def _verdict(results: Results, verdict: Verdict) -> Answer:

@@ -136,7 +136,7 @@ def confirming(results: Results) -> Grid | None:
     rows = [
         (
             f"#{run.number}",
-            "baseline" if run.trial.config == base else "winner",
+            _side(run, base, results),
             run.node or "",
             run.started_at[:19].replace("T", " "),
             f"{shown(run.score.value)} {run.score.unit}" if run.score else _why(run),
@@ -145,6 +145,15 @@ def confirming(results: Results) -> Grid | None:
         for run in runs
     ]
     return Grid(("run", "side", "node", "begun (UTC)", "score", "SLO"), rows) if rows else None
+
+
+def _side(run: TrialRecord, base: str, results: Results) -> str:
+    if run.trial.config == base:
+        return "baseline"
+    if results.winner is None or run.trial.config == results.winner.trial.config:
+        return "winner"
+    first = next((r.number for r in results.records if r.trial.config == run.trial.config), run.number)
+    return f"#{first}, out" if run.trial.config in results.ranking.refuted else f"#{first}, earlier"
 
 
 def _why(record: TrialRecord) -> str:

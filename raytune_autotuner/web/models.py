@@ -113,6 +113,8 @@ class ExperimentDetail(Answer):
     recommended: str | None
     best: ScoreAnswer | None
     verdict: dict[str, Any] | None
+    refuted: dict[str, str]
+    """By trial, why one that might have been the winner did not hold up when it was measured again."""
     ledger: dict[str, Any]
     started_at: datetime | None
     ended_at: datetime | None
@@ -133,6 +135,7 @@ class ExperimentDetail(Answer):
             recommended=results.recommended.trial.name if results.recommended else None,
             best=ScoreAnswer.of(seen.best),
             verdict=asdict(results.verdict) if results.verdict else None,
+            refuted={record.trial.name: why for record, why in results.refuted},
             ledger=asdict(results.ledger),
             started_at=seen.started_at,
             ended_at=seen.ended_at,

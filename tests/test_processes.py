@@ -181,19 +181,19 @@ def test_killed_creator_takes_the_tree_along(creator: subprocess.Popen[bytes], t
 
 def test_killed_creator_is_seen_past_a_fork(start: Start, tmp_path: Path, owner: str) -> None:
     """A forked child that holds the creator's pipe open does not keep the tree alive."""
-    script = CREATOR.replace("time.sleep(300)", "os.fork(); time.sleep(300)")
+    script = CREATOR.replace("time.sleep(300)", "(pid := os.fork()) and print(pid, flush=True); time.sleep(300)")
     command = [sys.executable, "-c", script, TREE, str(tmp_path / "log"), owner, str(tmp_path / "none")]
-    process = subprocess.Popen(command)
-    tree = pids(tmp_path / "log")
-    until(lambda: psutil.Process(process.pid).children())
-    (fork,) = psutil.Process(process.pid).children()
-    process.kill()
-    process.wait()
-    try:
-        until(lambda: not any(alive(pid) for pid in tree), 10)
-        assert fork.is_running()
-    finally:
-        fork.kill()
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        fork = psutil.Process(int(process.stdout.readline()))
+        tree = pids(tmp_path / "log")
+        process.kill()
+        process.wait()
+        try:
+            until(lambda: not any(alive(pid) for pid in tree), 10)
+            assert fork.is_running()
+        finally:
+            fork.kill()
 
 
 def test_killed_guard_takes_the_main_process_along(start: Start, tmp_path: Path) -> None:

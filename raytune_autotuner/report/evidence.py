@@ -130,7 +130,7 @@ def _tried(values: set[str]) -> str:
 
 
 def confirming(results: Results) -> Grid | None:
-    """The runs that the verdict comes from, in the order in which they were made."""
+    """The confirming runs, those of finalists that are out too, in the order in which they were made."""
     runs = sorted((r for r in results.records if r.trial.purpose == "confirm"), key=lambda r: (r.started_at, r.number))
     base = results.baseline.trial.config if results.baseline else ""
     rows = [

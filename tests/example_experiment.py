@@ -67,6 +67,8 @@ class Example:
     task: dict[str, Any] = field(default_factory=dict)
     """What the task says otherwise, by section."""
     interrupted: bool = False
+    out: bool = False
+    """The best one breaks the SLO when it is measured again, and the next best takes its place."""
 
 
 def task(**sections: Any) -> Task:
@@ -382,14 +384,26 @@ class _World:
     def _confirming(self, made: list[TrialRecord]) -> Iterator[TrialRecord]:
         """The winner and the baseline again, in turn."""
         best = [r for r in made if r.trial.purpose == "search" and r.score and not r.score.violation]
+        best.sort(key=lambda r: r.score.loss if r.score else 0.0)
         if not best:
             return
-        winner = min(best, key=lambda r: r.score.loss if r.score else 0.0)
-        pairs = [winner.parameters if (i + i // 2) % 2 else {} for i in range(2 * self.example.confirm)]
-        for i, parameters in enumerate(pairs):
-            self.free_at = {node: [self.now] * GPUS_PER_NODE for node in NODES}
-            trial = TrialId("confirm", config_hash(parameters), i // 2 + 1)
-            yield self._trial(trial, len(made) + i, parameters)
+        number = len(made)
+        if self.example.out:
+            yield _broken(self._again(best.pop(0).parameters, 1, number))
+            number += 1
+        pairs = [best[0].parameters if (i + i // 2) % 2 else {} for i in range(2 * self.example.confirm)]
+        yield from (self._again(parameters, i // 2 + 1, number + i) for i, parameters in enumerate(pairs))
+
+    def _again(self, parameters: Parameters, repeat: int, number: int) -> TrialRecord:
+        self.free_at = {node: [self.now] * GPUS_PER_NODE for node in NODES}
+        return self._trial(TrialId("confirm", config_hash(parameters), repeat), number, parameters)
+
+
+def _broken(record: TrialRecord) -> TrialRecord:
+    """The same, but its last rung broke the SLO."""
+    *before, last = record.rungs
+    score = replace(last.score, violation=0.2, worst="ttft_p99_s 1.2, limit <= 1")
+    return replace(record, rungs=(*before, replace(last, score=score)), score=score)
 
 
 def _flags(parameters: Parameters) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -49,6 +50,19 @@ def test_the_view_fits_the_terminal_and_keeps_what_is_open(states: list[TrialSta
     for state in states:
         if state.outcome is None:
             assert any(line.startswith(f"{state.number} ") for line in lines)
+
+
+def test_who_did_not_hold_up_is_not_the_best_so_far(tmp_path: Path) -> None:
+    """From the moment at which it breaks the SLO on being measured again."""
+    states = build(tmp_path, Example(trials=14, confirm=0, requests=4, out=True)).states()
+    out = next(s for s in states if s.trial.purpose == "confirm")
+    (before,) = (
+        line for line in shown([s for s in states if s is not out], 14, 600.0, width=300) if "Best so far" in line
+    )
+    (after,) = (line for line in shown(states, 14, 600.0, width=300) if "Best so far" in line)
+    first = next(s for s in states if s.trial.config == out.trial.config)
+    assert before.endswith(f"trial #{first.number}")
+    assert not after.endswith(f"trial #{first.number}")
 
 
 def test_before_anything_has_ended_there_is_no_answer(states: list[TrialState]) -> None:

@@ -13,7 +13,7 @@ from raytune_autotuner.budget import Expectation, Limits, Open, Reserve, Standin
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.proposal import Proposal
-from raytune_autotuner.purse import Purse
+from raytune_autotuner.purse import Books, Purse
 from raytune_autotuner.records import BudgetState, Purpose, TrialId, TrialRecord, TrialState, config_hash
 from raytune_autotuner.results import document, load_results
 from raytune_autotuner.setup import Setup
@@ -264,6 +264,18 @@ def test_the_money_for_confirming_is_kept_again_when_another_configuration_leads
     other, _ = purse_of(tmp_path / "other", Line(), *made, record(4, {"a": 2}, 0.5), **budget_s(69 + 26 + 23 + 25))
     assert same.enough() is None
     assert other.enough() is not None
+
+
+def test_who_did_not_hold_up_is_none_of_the_pair_to_be_confirmed(tmp_path: Path) -> None:
+    """The runs that are still to be paid are those of the next best one, on as many GPUs as that takes."""
+    next_best = replace(record(2, {"a": 2}, 0.95), gpus=2)
+    broke = record(4, {"a": 1}, 1.0, purpose="confirm", rungs=1, repeat=4, outcome="infeasible")
+    made = (*DONE, next_best, confirming(3, {}))
+    before, after = (Books(purse_of(tmp_path / str(len(m)), Line(), *m)[1]) for m in (made, (*made, broke)))
+    before.look()
+    after.look()
+    assert (before.confirmed(), after.confirmed()) == (1, 0)
+    assert (before.best_gpus(0), after.best_gpus(0)) == (DONE[1].gpus, 2)
 
 
 def test_running_trials_are_ended_when_the_budget_is_used_up(tmp_path: Path) -> None:

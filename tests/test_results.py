@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from raytune_autotuner import display
+from raytune_autotuner.export import PREFIX, provenance
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
@@ -196,6 +197,7 @@ def test_the_next_best_is_the_winner_when_the_best_does_not_hold_up(tmp_path: Pa
     assert out.parameters == {"a": 1}
     assert why.startswith("broke the SLO when it was measured again: e2e_mean_s")
     assert document(results, {})["refuted"] == [{"trial": out.trial.name, "reason": why}]
+    assert provenance(results, out)[PREFIX + "verdict"] == why
     assert "trial #1 is out: it broke the SLO" in said_of(results)
     assert "Winner: a=2" in said_of(results)
     assert summarise(results.records, planned=9).best == results.winner.score

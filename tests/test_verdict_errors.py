@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from raytune_autotuner.verdict import Ask, drift
-from tests.fakes.confirming import World, better, detailed_run, same, simple_run, tally
+from tests.fakes.confirming import (
+    World,
+    better,
+    confirm_finalists,
+    detailed_run,
+    finalists_that_err,
+    same,
+    simple_run,
+    tally,
+)
 
 REPETITIONS = 200
 
@@ -23,6 +32,20 @@ def test_a_gain_of_five_per_cent_wins(name: str) -> None:
     found = tally(better()[name], REPETITIONS, seed=12)
     assert found.share("WIN") >= 0.9
     assert found.covered / REPETITIONS >= 0.95
+
+
+@pytest.mark.parametrize("broken_share", [0.2, 0.5])
+def test_identical_finalists_seldom_win(broken_share: float) -> None:
+    """A/A/A/A: also when the next best takes the place of whoever breaks the SLO, they share one error."""
+    world = World(0.03, broken_share=broken_share)
+    assert finalists_that_err(world, 4, REPETITIONS, seed=17) <= 0.05
+
+
+def test_a_better_one_wins_in_the_place_of_one_that_broke_the_slo() -> None:
+    """With the runs that are left."""
+    rng = np.random.default_rng(18)
+    told = [confirm_finalists(World(0.01, 0.05, broken_share=0.1), 4, rng) for _ in range(40)]
+    assert sum(len(verdicts) > 1 and verdicts[0].kind == "WIN" for verdicts in told) >= 4
 
 
 def test_nodes_that_are_not_swapped_never_win() -> None:

@@ -18,7 +18,7 @@ from raytune_autotuner import overview, report
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
 from raytune_autotuner.records import TrialId, config_hash
-from raytune_autotuner.results import to_text
+from raytune_autotuner.results import load_results, to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import parse_task
@@ -108,6 +108,21 @@ def test_an_experiment_has_its_answer_first(folder: Path) -> None:
     shown = client(folder).get(f"/experiments/{DONE}").text
     assert not texts(shown, "<strong>WIN</strong>", "95 % interval", "Best in the search", "per GPU-hour")
     assert not texts(shown, "tp_size", "TTFT p99", "stopped early", "sglang.launch_server")
+
+
+def test_who_did_not_hold_up_is_said_beside_the_answer(tmp_path: Path) -> None:
+    """On the page, in the report and by the API; the winner is the one that took its place."""
+    folder = build(tmp_path, Example(name="out", trials=20, confirm=2, requests=4, out=True))
+    results = load_results(folder, parse_task(json.loads(folder.root.read("task.json")), "task.json"))
+    ((out, why),) = results.refuted
+    assert results.winner is not None
+    asked = client(tmp_path)
+    page, about = asked.get("/experiments/out").text, asked.get("/api/v1/experiments/out").json()
+    said = f'trials/{out.trial.name}">#{out.number}</a> is out: it {html.escape(why)}.'
+    assert not texts(page, said, f'Winner <a href="/experiments/out/trials/{results.winner.trial.name}">')
+    assert f"#{out.number} is out: it {html.escape(why)}" in asked.get("/experiments/out/report").text
+    assert about["refuted"] == {out.trial.name: why}
+    assert about["winner"] == results.winner.trial.name
 
 
 def test_state_and_dashboard_are_seen_first(folder: Path) -> None:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from raytune_autotuner.confirmation import Confirmation, refuted
 from raytune_autotuner.metrics import summarise
 from raytune_autotuner.objectives import Context
-from raytune_autotuner.records import Load, LoadMetrics, Metrics, RequestSamples, Score
-from raytune_autotuner.task.spec import Optimization
+from raytune_autotuner.records import Load, LoadMetrics, Metrics, RequestSamples, Score, TrialId, TrialRecord
+from raytune_autotuner.task.spec import Optimization, Task, parse_task
 from raytune_autotuner.verdict import Again, Ask, Measurement, Run, Settings, Verdict, decide, measured
 
 Drifting = Literal["none", "steady", "wandering", "step", "daily"]
 Placing = Literal["as asked", "anywhere", "anywhere, not told", "each on its own"]
+TASK = parse_task(
+    {"task_name": "t", "backend": "local", "engine": "llamacpp", "model": {"name": "m", "path": "m.gguf"}}, "made up"
+)
 THROUGHPUT = Context(1, Optimization(objective="maximize_throughput"))
 MOST = 64
 """Moments for which the drift is drawn."""
@@ -132,13 +137,25 @@ def confirm(
     answer = decide(runs, settings)
     while isinstance(answer, Again):
         for ask in answer.runs:
-            ran_on = _node(world, ask, rng)
-            value = shared[len(runs)] + _noise(world, rng) + (math.log1p(world.gain) if ask.side == "winner" else 0.0)
-            value += math.log1p(-world.slow_node) if ran_on == slow else 0.0
-            told = None if world.placing == "anywhere, not told" else ran_on
-            runs.append(make(world, replace(ask, node=told), float(value), len(runs), rng))
+            runs.append(_made(world, ask, shared[len(runs)], slow, len(runs), rng, make))
         answer = decide(runs, settings)
     return answer, runs
+
+
+def _made(
+    world: World,
+    ask: Ask,
+    shared: float,
+    slow: str | None,
+    moment: int,
+    rng: np.random.Generator,
+    make: Make = simple_run,
+) -> Run:
+    ran_on = _node(world, ask, rng)
+    value = shared + _noise(world, rng) + (math.log1p(world.gain) if ask.side == "winner" else 0.0)
+    value += math.log1p(-world.slow_node) if ran_on == slow else 0.0
+    told = None if world.placing == "anywhere, not told" else ran_on
+    return make(world, replace(ask, node=told), float(value), moment, rng)
 
 
 def confirmations(
@@ -161,6 +178,56 @@ def tally(
         covered=sum(verdict.low <= world.gain <= verdict.high for verdict, _ in ended),
         repetitions=repetitions,
     )
+
+
+BASELINE = "baseline"
+
+
+class _Heard(Confirmation):
+    """Knows its runs beforehand, by trial, so that their records need no measurements."""
+
+    def __init__(self, task: Task, nodes: Sequence[str], runs: Mapping[str, Run]) -> None:
+        super().__init__(task, nodes)
+        self._heard = runs
+
+    def _run(self, record: TrialRecord, baseline: str) -> Run:
+        return self._heard[record.trial.name]
+
+
+def confirm_finalists(world: World, finalists: int, rng: np.random.Generator) -> list[Verdict]:
+    """One experiment's confirming runs with so many finalists; the verdicts, the latest first.
+
+    As an experiment does it: the next best takes the place of whoever breaks the SLO, with the runs that are left.
+    """
+    names = [f"finalist-{n}" for n in range(finalists)]
+    records: list[TrialRecord] = []
+    runs: dict[str, Run] = {}
+    heard = _Heard(TASK, world.nodes, runs)
+    shared, slow = level(world.drifting, world.drift, rng), str(rng.choice(world.nodes))
+    asks: list[tuple[str, Ask]] = []
+    while True:
+        out = refuted(records, BASELINE)
+        best = next((name for name in names if name not in out), names[0])
+        if any(config not in (BASELINE, best) for config, _ in asks):
+            asks = []
+        if not asks:
+            wanted = heard.wanted(records, BASELINE, best)
+            asks = [(best if ask.side == "winner" else BASELINE, ask) for ask in wanted]
+        if not asks:
+            return [verdict for _, verdict in heard.verdicts(records, BASELINE)]
+        (config, ask), asks = asks[0], asks[1:]
+        run = _made(world, ask, shared[len(runs)], slow, len(runs), rng)
+        trial = TrialId("confirm", config, len(runs))
+        runs[trial.name] = run
+        at = datetime.fromtimestamp(60.0 * len(records), timezone.utc).isoformat()
+        records.append(TrialRecord(trial, "exp", len(records), {}, "completed", at, (), 1, score=run.score))
+
+
+def finalists_that_err(world: World, finalists: int, repetitions: int, seed: int) -> float:
+    """How often one of several finalists that are no better than the baseline is called a WIN."""
+    rng = np.random.default_rng(seed)
+    told = (confirm_finalists(world, finalists, rng) for _ in range(repetitions))
+    return sum(any(verdict.kind == "WIN" for verdict in verdicts) for verdicts in told) / repetitions
 
 
 def same() -> dict[str, World]:

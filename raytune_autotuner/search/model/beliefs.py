@@ -26,7 +26,7 @@ SLO_FAR = 1.0
 SLO_SAFE = -0.5
 """When every reading is this far within its limits, limits are left out of account."""
 SLO_TOLERANCE = 0.01
-XI = 0.02
+XI = 0.01
 """An improvement counts when it is more than this, as a logarithm."""
 LEFT = -2 - EXPECTED
 """The column of the rungs left."""

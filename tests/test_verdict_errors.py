@@ -34,9 +34,9 @@ def test_a_gain_of_five_per_cent_wins(name: str) -> None:
     assert found.covered / REPETITIONS >= 0.95
 
 
-@pytest.mark.parametrize("broken_share", [0.2, 0.5])
+@pytest.mark.parametrize("broken_share", [0.05, 0.2])
 def test_identical_finalists_seldom_win(broken_share: float) -> None:
-    """A/A/A/A: also when the next best takes the place of whoever breaks the SLO, they share one error."""
+    """A/A/A/A: also when the next best takes the place of whoever breaks the SLO. (More broken runs, fewer of any.)"""
     world = World(0.03, broken_share=broken_share)
     assert finalists_that_err(world, 4, REPETITIONS, seed=17) <= 0.05
 

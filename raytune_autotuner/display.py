@@ -229,7 +229,7 @@ def _last_score(record: TrialRecord) -> str:
 
 def _ended_early(end: SearchEnd | None) -> Iterator[Text]:
     if end is not None:
-        yield Text(f"The search ended early: {end.reason}.", style="bold red")
+        yield Text(end.said, style="green" if end.cause == "settled" else "bold red")
         yield from (Text(f"  | {line}", style="dim") for line in end.log_tail.splitlines()[-LOG_LINES:])
 
 

@@ -50,8 +50,8 @@ class ExperimentGate:
         self._equals = Equals(setup.launch)
         self._equals.add({})  # the baseline
         self._earlier = {case.trial for case in self._ended.cases()}
-        self._end: SearchEnd | None = None
-        setup.folder.save_search_end(None)
+        self._end = _standing(setup)
+        setup.folder.save_search_end(self._end)
         self._fault: StorageFault | None = None
         self._repeated = set(setup.folder.repeated())
 
@@ -79,14 +79,19 @@ class ExperimentGate:
             self._equals.learn(cases)
 
     def enough(self) -> str | None:
-        """The first of the checks that says so, which then stays like that; else what the budget says."""
+        """Why the search has ended, which stays like that; else what the budget says."""
         if self._end is None:
-            checks = (self._identical_failures,)
-            self._end = next((end for check in checks if (end := check()) is not None), None)
-            if self._end is not None:
-                with suppress(StorageFault):  # the search ends all the same
-                    self._setup.folder.save_search_end(self._end)
+            self._ends(self._identical_failures())
         return self.purse.enough() if self._end is None else self._end.reason
+
+    def settled(self, reason: str) -> None:
+        self._ends(SearchEnd("settled", reason, max_trials=self._setup.task.optimization.max_iterations))
+
+    def _ends(self, end: SearchEnd | None) -> None:
+        self._end = end
+        if end is not None:
+            with suppress(StorageFault):  # the search ends all the same
+                self._setup.folder.save_search_end(end)
 
     def _identical_failures(self) -> SearchEnd | None:
         """What failed before the experiment was taken up again has been mended, as far as anyone knows."""
@@ -141,3 +146,13 @@ class ExperimentGate:
         """Raise the fault that ended the search."""
         if self._fault is not None:
             raise self._fault
+
+
+def _standing(setup: Setup) -> SearchEnd | None:
+    """Of an experiment that is taken up again: nothing was left to try, and no more trials are wanted than were then.
+
+    Failures may have been mended meanwhile.
+    """
+    end, optimization = setup.folder.search_end(), setup.task.optimization
+    stands = end is not None and end.cause == "settled" and optimization.stop_after_hopeless_trials is not None
+    return end if end is not None and stands and optimization.max_iterations <= end.max_trials else None

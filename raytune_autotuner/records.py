@@ -321,12 +321,20 @@ class TrialRecord:
 class SearchEnd:
     """Why a search ended before its trials were used up."""
 
-    cause: Literal["identical_failures"]
+    cause: Literal["identical_failures", "settled"]
+    """``settled``: nothing that is left to try is expected to be better."""
     reason: str
     kind: FailureClass | None = None
     """Of the failures."""
     count: int = 0
     log_tail: str = ""
+    max_trials: int = 0
+    """That the search might have had, when it settled."""
+
+    @property
+    def said(self) -> str:
+        begin = "Nothing is left to gain" if self.cause == "settled" else "The search ended early"
+        return f"{begin}: {self.reason}."
 
 
 @dataclass(frozen=True)

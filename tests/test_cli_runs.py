@@ -82,6 +82,16 @@ def test_a_search_that_only_failed_in_the_end_is_told(
     assert "  | the last line" in ended.output
 
 
+@pytest.mark.parametrize("winner", [True, False])
+def test_a_search_that_settled_has_done_its_work(winner: bool, fake: FakeExperiment) -> None:
+    """It is said, and is no fault of anything."""
+    fake.winner = winner
+    fake.end = SearchEnd("settled", "the model expects less than 0.2% of any configuration", max_trials=100)
+    ended = invoke("run", "task.yaml")
+    assert ended.exit_code == (OK if winner else NOTHING_FEASIBLE)
+    assert "Nothing is left to gain: the model expects less than 0.2% of any configuration." in ended.output
+
+
 def test_an_accident_is_no_answer(fake: FakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fault of ours shows its traceback and has a code of its own; who was superseded is told so, and no more."""
 

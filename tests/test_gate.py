@@ -136,6 +136,23 @@ def test_failures_alike_end_the_search_for_good(tmp_path: Path) -> None:
     assert setup.folder.search_end() is None
 
 
+@pytest.mark.parametrize(
+    ("now", "stands"),
+    [({}, True), ({"max_iterations": 30}, False), ({"stop_after_hopeless_trials": None}, False)],
+)
+def test_a_search_that_settled_stays_so(now: dict[str, Any], stands: bool, tmp_path: Path) -> None:
+    """Whoever takes the experiment up again gets no more trials, unless more are wanted than there might have been."""
+    setup = make_setup(tmp_path)
+    gate = make_gate(setup)
+    gate.settled("nothing is left")
+    assert gate.enough() == "nothing is left"
+    again = make_setup(tmp_path, **now)
+    assert make_gate(again).enough() == ("nothing is left" if stands else None)
+    end = again.folder.search_end()
+    assert (end is not None) is stands
+    assert end is None or (end.cause, end.said) == ("settled", "Nothing is left to gain: nothing is left.")
+
+
 @pytest.mark.parametrize("value", ["null", "9"])
 def test_the_limit_is_the_users(tmp_path: Path, value: str) -> None:
     """Off with null."""

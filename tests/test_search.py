@@ -99,6 +99,9 @@ class Fence:
     def enough(self) -> str | None:
         return self.over
 
+    def settled(self, reason: str) -> None:
+        self.over = reason
+
     def stop_requested(self) -> bool:
         return self.stop
 
@@ -449,6 +452,46 @@ def test_the_search_ends_when_it_is_enough() -> None:
     d.gate.over = "the budget is spent"
     assert d.finished()
     assert len(spy.asked) == 1
+
+
+class Sage(Spy):
+    """Says that nothing is worth a trial any more, when it is told to."""
+
+    why: str | None = None
+
+    def hear(self, parameters: Parameters, result: Mapping[str, Any]) -> None:
+        pass
+
+    def goes_on(self, parameters: Parameters) -> bool:
+        return True
+
+    def settled(self) -> str | None:
+        return self.why
+
+
+def test_a_search_with_nothing_left_to_gain_ends() -> None:
+    """Nothing is drawn at random instead, the experiment hears why, and what is known is confirmed."""
+    sage = Sage([{"a": 1}, {"a": 2}])
+    d = driver(sage, fallback=Spy([{"a": 3}]), confirm_repeats=1)
+    d.end(d.ask()[0], [1.0])
+    d.end(d.ask()[0], [0.5])
+    sage.why = "nothing is left"
+    assert [d.ask()[1].trial.purpose for _ in range(2)] == ["confirm", "confirm"]
+    assert (d.gate.over, sage.configurations) == ("nothing is left", [{"a": 2}])
+
+
+def test_what_runs_may_show_that_there_is_more_to_gain() -> None:
+    """So the search waits for it, and goes on when it does."""
+    sage = Sage([{"a": 1}, {"a": 2}])
+    d = driver(sage)
+    d.end(d.ask()[0], [1.0])
+    running = d.ask()[0]
+    sage.why = "nothing is left"
+    assert d.proposer.suggest("later") is None
+    assert d.gate.over is None
+    d.end(running, [0.5])
+    sage.why = None
+    assert d.ask()[1].parameters == {"a": 2}
 
 
 def test_what_is_too_dear_is_passed_over() -> None:

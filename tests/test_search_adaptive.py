@@ -151,6 +151,45 @@ def test_what_is_to_be_tried_first_comes_first(strategy: str) -> None:
     assert chosen.propose("k2") not in first
 
 
+def threads_alone(configuration: Parameters) -> Outcome:
+    """Half the loss with twice the threads; steps of any size cost the same."""
+    return 4.0 / int(configuration["threads"]), 0.5  # type: ignore[arg-type]
+
+
+def trials_until_settled(chosen: Source, most: int) -> int:
+    assert isinstance(chosen, Judge)
+    for trials in range(most):
+        if chosen.settled() is not None:
+            return trials
+        play(chosen, threads_alone, 1)
+    return most
+
+
+def patient(trials: int | None) -> Source:
+    return source(task(TWO, max_iterations=60, scheduler="none", stop_after_hopeless_trials=trials))
+
+
+def test_it_settles_when_nothing_is_left_to_gain() -> None:
+    """Later the more of them in a row are to promise nothing, and never before all beside the best were tried."""
+    beside = len(TWO["threads"]["values"]) - 1 + 512 // 16 - 1
+    impatient, usual = (trials_until_settled(patient(trials), 60) for trials in (1, 12))
+    assert beside < impatient < usual < 60
+    assert usual - impatient == 11
+    assert trials_until_settled(patient(None), 60) == 60
+
+
+def test_what_it_hears_later_may_unsettle_it() -> None:
+    """A trial that was under way turns out to be far better than all."""
+    chosen = patient(1)
+    assert isinstance(chosen, Judge)
+    running = chosen.propose("slow")
+    trials_until_settled(chosen, 60)
+    assert chosen.settled() is not None
+    assert running is not None
+    chosen.hear(running, report(score(0.01, 0.5), 1, 2.0, ending=Ending("completed")))
+    assert chosen.settled() is None
+
+
 def test_it_goes_on_with_all_that_was_measured() -> None:
     """Rungs, nodes and failures of before count as if they were heard of now, and nothing is proposed again."""
     speed = {1: 4.0, 2: 2.0, 4: 1.0}
@@ -186,6 +225,9 @@ class Ear:
 
     def goes_on(self, parameters: Parameters) -> bool:
         return False
+
+    def settled(self) -> str | None:
+        return None
 
 
 def gate(problem: Failure | None = None, ended: TrialRecord | None = None) -> Any:

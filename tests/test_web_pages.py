@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from raytune_autotuner import overview, report
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
-from raytune_autotuner.records import TrialId, config_hash
+from raytune_autotuner.records import SearchEnd, TrialId, config_hash
 from raytune_autotuner.results import load_results, to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
@@ -123,6 +123,16 @@ def test_who_did_not_hold_up_is_said_beside_the_answer(tmp_path: Path) -> None:
     assert f"#{out.number} is out: it {html.escape(why)}" in asked.get("/experiments/out/report").text
     assert about["refuted"] == {out.trial.name: why}
     assert about["winner"] == results.winner.trial.name
+
+
+def test_why_the_search_ended_is_said_beside_the_answer(tmp_path: Path) -> None:
+    """On the page and in the report."""
+    folder = build(tmp_path, Example(name="settled", trials=8, confirm=2, requests=4))
+    asked, said = client(tmp_path), "Nothing is left to gain: the model expects nothing."
+    paths = ("/experiments/settled", "/experiments/settled/report")
+    assert not any(said in asked.get(path).text for path in paths)
+    folder.save_search_end(SearchEnd("settled", "the model expects nothing", max_trials=100))
+    assert all(said in client(tmp_path).get(path).text for path in paths)
 
 
 def test_state_and_dashboard_are_seen_first(folder: Path) -> None:

@@ -198,7 +198,8 @@ def _exit_code(results: Results) -> int:
     if results.interrupted:
         return INTERRUPTED
     end = results.ended_early
-    if end is not None and (results.winner or end.kind == "infrastructure"):
+    failed = end is not None and end.cause == "identical_failures"
+    if end is not None and failed and (results.winner or end.kind == "infrastructure"):
         return ENVIRONMENT  # what worked before does not any more, or none of it was the configurations' fault
     return OK if results.winner else NOTHING_FEASIBLE
 

@@ -38,7 +38,7 @@ def answer(report: Report) -> Answer:
     """What to do, and how sure that is."""
     results = report.results
     found = _verdict(results, results.verdict) if results.verdict else _without_verdict(results)
-    found = replace(found, explanation=" ".join((found.explanation, *_out(results))))
+    found = replace(found, explanation=" ".join((found.explanation, *_out(results), *_ended(results))))
     if report.state == "running":
         return Answer("SO FAR", "neutral", found.headline, f"The experiment is still running. {found.explanation}")
     if report.state == "interrupted":
@@ -50,6 +50,11 @@ def answer(report: Report) -> Answer:
 def _out(results: Results) -> Iterator[str]:
     for record, why in results.refuted:
         yield f"Trial #{record.number} is out: it {why}."
+
+
+def _ended(results: Results) -> Iterator[str]:
+    if results.ended_early is not None:
+        yield results.ended_early.said
 
 
 def _verdict(results: Results, verdict: Verdict) -> Answer:

@@ -125,6 +125,9 @@ class Gate(Protocol):
     def enough(self) -> str | None:
         """Why the search ends here, before its trials are used up; ``None`` while it goes on."""
 
+    def settled(self, reason: str) -> None:
+        """Hear that nothing is worth a trial any more, and why: from now on it is ``enough``."""
+
     def affords(self, parameters: Parameters) -> bool:
         """Whether the budget pays for a trial of this configuration."""
 
@@ -238,11 +241,18 @@ class Proposer(Searcher):
             self._controls += 1
             return self._measured_again("control", {})
         if not self._exhausted and self._searched < self._limits.max_trials and self._gate.enough() is None:
+            if (why := self._settled()) is not None:
+                if not self._is_busy():  # what runs may change that
+                    self._gate.settled(why)
+                return self._confirmation()
             parameters = self._search()
             if parameters is not None:
                 return self._proposal("search", parameters)
             self._exhausted = True
         return self._confirmation()
+
+    def _settled(self) -> str | None:
+        return self._source.settled() if isinstance(self._source, Judge) else None
 
     def _proposal(self, purpose: Purpose, parameters: Parameters, repeat: int = 0) -> Proposal:
         proposal = Proposal(

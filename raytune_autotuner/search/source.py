@@ -65,3 +65,6 @@ class Judge(Source, Protocol):
 
     def goes_on(self, parameters: Parameters) -> bool:
         """Whether a trial is worth its next rung."""
+
+    def settled(self) -> str | None:
+        """Why no configuration is worth a trial any more, as far as was heard; ``None`` as long as one may be."""

@@ -172,6 +172,12 @@ class Optimization(Model):
         description="so many trials in a row that fail with the same cause end the search (more, where failures are so "
         "common that this may be chance); null: never",
     )
+    stop_after_hopeless_trials: int | None = Field(
+        12,
+        ge=1,
+        description="so many trials in a row of which the model expects nothing end the search, when nothing that differs "
+        "from the best in one parameter is left; null: never (`strategy: adaptive`)",
+    )
     price_per_gpu_hour: float | None = Field(
         None, gt=0, description="money; for the objective minimize_cost, a budget in money, and the ledger"
     )

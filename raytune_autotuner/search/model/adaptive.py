@@ -62,6 +62,7 @@ class Adaptive:
     """A ``Judge`` (see there). Not told of reports, it learns from ``tell`` alone, which knows less.
 
     ``cost`` is what a trial of a configuration takes, say its GPUs; ``changes`` are those of first guesses, in all.
+    After ``patience`` hopeless proposals in a row it is ``settled``; ``None``: never.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Adaptive:
         total_rungs: int,
         startup: int = 5,
         changes: int = 12,
+        patience: int | None = None,
         cost: Callable[[Parameters], float] = lambda _: 1.0,
         lessons: Lessons = NOTHING,
     ) -> None:
@@ -87,6 +89,10 @@ class Adaptive:
         self._learnt = -RELEARN
         self._outlook = 0.0
         """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
+        self._patience, self._hopeless = patience, 0
+        """How many proposals in a row the model expected nothing of …"""
+        self._judged = 0
+        """… and how many readings there were when it was last asked."""
         self._startup = startup
         self._remember(lessons)
         first = within(space, lessons.first)
@@ -210,9 +216,9 @@ class Adaptive:
         if not pool:
             self._outlook = -math.inf
             return None
-        readings = sum(len(each.slo) + (each.failure is not None) for each in self._tried.values())
-        learn = readings >= self._learnt + RELEARN
-        self._learnt = readings if learn else self._learnt
+        self._judged = self._readings()
+        learn = self._judged >= self._learnt + RELEARN
+        self._learnt = self._judged if learn else self._learnt
         gain, keeps = self._beliefs.prospects(rows, self._telling(), self._bar(), learn=learn)
         works = self._beliefs.log_works(rows, most_telling(list(self._tried.values())))
         price = np.log([self._price(parameters) for parameters in pool])
@@ -221,7 +227,23 @@ class Adaptive:
         if worth.max() < NOTHING_MORE:
             worth[self._is_near_the_best(pool) & (keeps + works > LIKELY)] += FIRST
         worth[self._has_news(rows) & (works > UNLIKELY)] += FIRST
+        self._hopeless = self._hopeless + 1 if worth.max() < NOTHING_MORE else 0
         return pool[int(np.argmax(worth - price + 1e-3 * self._rng.gumbel(size=len(pool))))]
+
+    def settled(self) -> str | None:
+        if self._patience is None or self._hopeless < self._patience:
+            return None
+        if self._readings() > self._judged:  # what was heard since may have changed its mind
+            self._best()
+        if self._hopeless < self._patience:
+            return None
+        return (
+            f"the model expects less than {math.exp(NOTHING_MORE):.1%} of any configuration, as it did of the last "
+            f"{self._patience} that were tried, and what differs from the best in one parameter was tried, too"
+        )
+
+    def _readings(self) -> int:
+        return sum(len(each.slo) + (each.failure is not None) for each in self._tried.values())
 
     def _is_near_the_best(self, pool: list[Parameters]) -> NDArray[np.bool_]:
         """Which differ from the best so far in one parameter: asked when the model sees nothing left to gain.

@@ -30,6 +30,7 @@ class OpenGate:
 
     def __init__(self, world: World, experience: Experience | None = None) -> None:
         self._world, self._experience = world, experience
+        self._end: str | None = None
 
     def champion(self) -> Parameters | None:
         """Nobody, for the same reason."""
@@ -49,7 +50,10 @@ class OpenGate:
         return self._experience.same_as(parameters) if self._experience else parameters
 
     def enough(self) -> str | None:
-        return None
+        return self._end
+
+    def settled(self, reason: str) -> None:
+        self._end = reason
 
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         pass

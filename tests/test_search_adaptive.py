@@ -190,6 +190,29 @@ def test_what_it_hears_later_may_unsettle_it() -> None:
     assert chosen.settled() is None
 
 
+def climb(chosen: Judge, parameters: Parameters, short: Outcome, whole: Outcome) -> bool:
+    """A trial of two rungs; whether it was let go on to the second."""
+    chosen.hear(parameters, report(score(*short), 1, 2.0, ending=None))  # type: ignore[misc]
+    goes_on = not parameters or chosen.goes_on(parameters)
+    last = report(score(*(whole if goes_on else short)), 1 + goes_on, 2.0, ending=Ending("completed"))  # type: ignore[misc]
+    chosen.hear(parameters, last)
+    return goes_on
+
+
+def test_short_rungs_are_doubted_before_it_settles() -> None:
+    """With four threads, which are twice as fast, a short rung breaks the SLO, and a whole one would keep it."""
+    chosen = source(task(TWO, max_iterations=90, stop_after_hopeless_trials=1))
+    assert isinstance(chosen, Judge)
+    climb(chosen, {}, (10.0, 0.9), (10.0, 0.5))
+    ends = {}
+    while chosen.settled() is None and (parameters := chosen.propose("k")) is not None:
+        wide = parameters["threads"] == 4
+        loss = 4.0 / int(parameters["threads"])  # type: ignore[arg-type]
+        ends[config_hash(parameters)] = (climb(chosen, parameters, (loss, 1.2 if wide else 0.9), (loss, 0.5)), wide)
+    assert len(ends) < 80
+    assert (True, True) in ends.values()
+
+
 def test_it_goes_on_with_all_that_was_measured() -> None:
     """Rungs, nodes and failures of before count as if they were heard of now, and nothing is proposed again."""
     speed = {1: 4.0, 2: 2.0, 4: 1.0}
@@ -344,7 +367,7 @@ def test_a_rung_that_was_cut_short_teaches_of_the_slo_alone() -> None:
     """Its last loads are missing, so it looks better than it is; what is asked next does not look for more of it."""
     whole = [Trying([n / 4, 0, 0], {0: 10.0 + n}, {0: 0.3}) for n in range(3)]
     cut, rows = Trying([1.0, 0, 0], {}, {0: 2.0}), np.array([[0.0, 0, 0], [0.9, 0, 0], [1.0, 0, 0]])
-    gain, keeps = Beliefs([True]).prospects(rows, [*whole, cut], None, learn=True)
+    gain, keeps, _ = Beliefs([True]).prospects(rows, [*whole, cut], None, learn=True)
     assert np.isfinite([gain, keeps]).all()
     assert keeps[2] < keeps[0]
     assert (cut.works, cut.pending, cut.may_be_best) == (True, False, False)

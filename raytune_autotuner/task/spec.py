@@ -175,8 +175,8 @@ class Optimization(Model):
     stop_after_hopeless_trials: int | None = Field(
         12,
         ge=1,
-        description="so many trials in a row of which the model expects nothing end the search, when nothing that differs "
-        "from the best in one parameter is left; null: never (`strategy: adaptive`)",
+        description="so many trials in a row of which `adaptive`'s model expects nothing end the search, when what "
+        "differs from the best in one parameter was tried, too; null: never",
     )
     price_per_gpu_hour: float | None = Field(
         None, gt=0, description="money; for the objective minimize_cost, a budget in money, and the ledger"

@@ -91,6 +91,8 @@ class Adaptive:
         """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
         self._patience, self._hopeless = patience, 0
         """How many proposals in a row the model expected nothing of …"""
+        self._carried: set[str] = set()
+        """Configurations whose last rung is to be seen whatever the others show: see ``_best``."""
         self._judged = 0
         """… and how many readings there were when it was last asked."""
         self._startup = startup
@@ -180,7 +182,7 @@ class Adaptive:
     def goes_on(self, parameters: Parameters) -> bool:
         """It is among the best so far, and may well turn out to be better than all."""
         one = self._tried.get(config_hash(parameters))
-        if one is None or not one.losses:
+        if one is None or not one.losses or config_hash(parameters) in self._carried:
             return True
         left = min(one.losses)
         peers = [each for each in (*self._tried.values(), self._baseline) if left in each.losses]
@@ -219,7 +221,7 @@ class Adaptive:
         self._judged = self._readings()
         learn = self._judged >= self._learnt + RELEARN
         self._learnt = self._judged if learn else self._learnt
-        gain, keeps = self._beliefs.prospects(rows, self._telling(), self._bar(), learn=learn)
+        gain, keeps, ends_well = self._beliefs.prospects(rows, self._telling(), self._bar(), learn=learn)
         works = self._beliefs.log_works(rows, most_telling(list(self._tried.values())))
         price = np.log([self._price(parameters) for parameters in pool])
         worth = gain + keeps + CAUTION * works
@@ -227,8 +229,14 @@ class Adaptive:
         if worth.max() < NOTHING_MORE:
             worth[self._is_near_the_best(pool) & (keeps + works > LIKELY)] += FIRST
         worth[self._has_news(rows) & (works > UNLIKELY)] += FIRST
+        in_doubt = worth.max() < NOTHING_MORE
+        if in_doubt:  # of short rungs, which break limits that whole ones keep
+            worth = np.where(ends_well + works > LIKELY, gain + ends_well + CAUTION * works, worth)
         self._hopeless = self._hopeless + 1 if worth.max() < NOTHING_MORE else 0
-        return pool[int(np.argmax(worth - price + 1e-3 * self._rng.gumbel(size=len(pool))))]
+        chosen = pool[int(np.argmax(worth - price + 1e-3 * self._rng.gumbel(size=len(pool))))]
+        if in_doubt and not self._hopeless:
+            self._carried.add(config_hash(chosen))
+        return chosen
 
     def settled(self) -> str | None:
         if self._patience is None or self._hopeless < self._patience:

@@ -122,6 +122,11 @@ def cold(table: Table, seed: int) -> History:
     return ours(table, seed, cold=True)
 
 
+def endless(table: Table, seed: int) -> History:
+    """The default, but it goes on until its trials are used up, whatever they promise."""
+    return ours(table, seed, stop_after_hopeless_trials=None)
+
+
 def unknown(table: Table, seed: int) -> History:
     """The default, with a model and GPUs of which nothing is known beforehand."""
     return ours(table, seed, facts={})
@@ -147,6 +152,7 @@ def tpe(table: Table, seed: int) -> History:
 OURS: Mapping[str, Arm] = {
     "default": default,
     "cold": cold,
+    "endless": endless,
     "unknown": unknown,
     "misled": misled,
     "unaware": unaware,

@@ -137,7 +137,7 @@ def hours(results: Sequence[Result]) -> str:
     return f"{shown} [{low:.1f}-{high:.1f}]" + (f" {missed} missed" if missed else "")
 
 
-COLUMNS = f"{'GPU-hours to the best (quartiles)':36} {'/grid':>7} {'/plain':>7} {'lost':>6} {'regret':>7} {'trials':>6}"
+COLUMNS = f"{'GPU-hours to the best (quartiles)':36} {'/grid':>7} {'/plain':>7} {'lost':>6} {'regret':>7} {'trials':>6} {'in all':>7}"
 
 
 def lines(results: Results) -> Iterator[str]:
@@ -160,7 +160,8 @@ def _ratio(ours: float, other: float | None) -> str:
 
 def _rest(found: Sequence[Result]) -> str:
     lost, regret = median(r.lost for r in found), median(r.regret for r in found)
-    return f"{lost:6.1%} {regret:7.1%} {median(r.trials for r in found):6.0f}"
+    trials, spent = median(r.trials for r in found), median(r.spent for r in found)
+    return f"{lost:6.1%} {regret:7.1%} {trials:6.0f} {spent:7.1f}"
 
 
 def main(words: Sequence[str]) -> None:

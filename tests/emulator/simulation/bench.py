@@ -137,7 +137,8 @@ def hours(results: Sequence[Result]) -> str:
     return f"{shown} [{low:.1f}-{high:.1f}]" + (f" {missed} missed" if missed else "")
 
 
-COLUMNS = f"{'GPU-hours to the best (quartiles)':36} {'/grid':>7} {'/plain':>7} {'lost':>6} {'regret':>7} {'trials':>6} {'in all':>7}"
+REST = f"{'lost':>6} {'regret':>7} {'trials':>6} {'in all':>7}"
+COLUMNS = f"{'GPU-hours to the best (quartiles)':36} {'/grid':>7} {'/plain':>7} {REST}"
 
 
 def lines(results: Results) -> Iterator[str]:

@@ -167,6 +167,27 @@ def test_failures_alike_end_the_search(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "r.json").read_text())["ended_early"]["count"] >= 5
 
 
+def test_a_search_with_nothing_left_to_gain_ends_and_stays_so(tmp_path: Path) -> None:
+    """The winner is confirmed; taken up again, no other trial begins."""
+    changes: dict[str, Any] = {
+        "parameters__speed": {"type": "choice", "values": [0.5, 3.0], "flag": "--speed"},
+        "parameters__of_no_use": {"type": "int", "low": 1, "high": 10, "flag": "--of-no-use"},
+        "optimization__strategy": "adaptive",
+        "optimization__stop_after_hopeless_trials": 1,
+        "optimization__max_concurrent_trials": 2,
+    }
+    results = run(tmp_path, **changes, optimization__max_iterations=18)
+    assert results.ended_early is not None
+    assert results.ended_early.cause == "settled"
+    assert results.verdict is not None
+    assert (results.verdict.kind, results.verdict.gain) == ("WIN", pytest.approx(3.0, rel=0.01))
+    assert len(results.search) < 18
+    again = Options(tmp_path / "out" / "r.json", resume=True)
+    same = experiment.run(fake_setup(tmp_path, **changes, optimization__max_iterations=18), again)
+    assert [r.trial.name for r in same.records] == [r.trial.name for r in results.records]
+    assert same.ended_early == results.ended_early
+
+
 def test_a_stop_request_ends_the_experiment_in_order(tmp_path: Path) -> None:
     """As Ctrl-C does: results are written, every trial has an outcome."""
     setup = fake_setup(tmp_path, optimization__strategy="random", optimization__max_iterations=6)

@@ -45,6 +45,14 @@ def test_a_search_in_which_drift_may_not_be_told_is_named_before(every: str, sch
     assert [each[-len(said) :] for each in found] == ([said] if said else [])
 
 
+@pytest.mark.parametrize(("strategy", "said"), [("adaptive", True), ("random", False)])
+def test_that_a_search_may_end_before_is_said(strategy: str, said: bool) -> None:
+    """Of the one that knows when."""
+    ends = [each for each in plan(f"optimization.strategy={strategy}").assumptions if "nothing is left to gain" in each]
+    assert bool(ends) is said
+    assert not any("left to gain" in each for each in plan("optimization.stop_after_hopeless_trials=null").assumptions)
+
+
 def test_simple_task() -> None:
     """The plan of the simple task shows 4 of 16 grid points."""
     p = plan()

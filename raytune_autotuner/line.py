@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 from raytune_autotuner.packing import Need, Placement, Pool
 
@@ -30,7 +30,8 @@ class _Entry(Generic[Item]):
     overtaken: int = 0
 
 
-class Waiting(NamedTuple, Generic[Item]):
+@dataclass(frozen=True)
+class Waiting(Generic[Item]):
     """One that waits, and for what, in words."""
 
     item: Item

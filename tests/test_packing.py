@@ -317,7 +317,7 @@ def test_says_for_what_each_one_waits() -> None:
     line.add("wide", Need((8,)))
     line.add("spread", Need((4, 4)))
     line.add("fits", Need((4,)))
-    assert [tuple(each) for each in line.waiting(pool)] == [
+    assert [(each.item, each.need, each.why) for each in line.waiting(pool)] == [
         ("wide", Need((8,)), "needs 8 GPUs on one node; the most free is 4 of 8 on gpu-2"),
         ("spread", Need((4, 4)), "needs 8 GPUs in pods of 4, 4; the most free is 4 of 8 on gpu-2, 0 of 8 on gpu-1"),
         ("fits", Need((4,)), "next in turn"),

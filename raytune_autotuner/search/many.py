@@ -48,6 +48,9 @@ class ManySource(RaySource):
         """See ``source.Judge``."""
         return True
 
+    def settled(self) -> None:
+        """Never: a front has no best one that others could be measured by."""
+
     def _told(self, config: str, loss: float) -> dict[str, float]:
         known = self._losses.get(config)
         return known if known and loss < WORST else dict.fromkeys(self._objectives, loss)

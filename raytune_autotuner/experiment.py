@@ -67,6 +67,8 @@ class Options:
     dashboard: bool = False
     resume: bool = False
     """Go on with the experiment in the folder; without it, an experiment of that name must not be there."""
+    search_on: bool = False
+    """Though nothing was left to gain when the search ended."""
     aside: bool = False
     """Keep the results in the folder only."""
     force: bool = False
@@ -97,6 +99,8 @@ def run(setup: Setup, options: Options, course: Course | None = None) -> Results
     _check_course(setup.folder, options)
     sessions.check(setup, resume=options.resume)  # before the lock of a dead holder goes, which says when it died
     with lock.hold(setup.folder.root, force=options.force, lost=_leave) as found:
+        if options.search_on:
+            setup.folder.save_search_end(None)
         if options.about is not None:
             setup.folder.root.write(COURSE, json.dumps(options.about))
         session = sessions.begin(setup, resume=options.resume, found=found)
@@ -210,7 +214,11 @@ def _tune(
     proposer = Proposer(
         source,
         fallback=RandomSource(space, task.optimization.seed + 1) if space.dimensions else None,
-        limits=Limits(task.optimization.max_iterations, task.optimization.baseline_every),
+        limits=Limits(
+            task.optimization.max_iterations,
+            task.optimization.baseline_every,
+            task.optimization.stop_after_hopeless_trials,
+        ),
         gate=gate,
         past=past,
         queue=queue,

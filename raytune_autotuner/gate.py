@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,7 @@ from raytune_autotuner.ranking import rank
 from raytune_autotuner.records import Failure, Parameters, SearchEnd, TrialId, TrialRecord
 from raytune_autotuner.search import Wanted
 from raytune_autotuner.setup import Setup
+from raytune_autotuner.task.spec import Task
 from raytune_autotuner.trial import utc_now
 from raytune_autotuner.verdict import Ask
 
@@ -85,7 +87,9 @@ class ExperimentGate:
         return self.purse.enough() if self._end is None else self._end.reason
 
     def settled(self, reason: str) -> None:
-        self._ends(SearchEnd("settled", reason, max_trials=self._setup.task.optimization.max_iterations))
+        task = self._setup.task
+        most = task.optimization.max_iterations
+        self._ends(SearchEnd("settled", reason, max_trials=most, searched=_searched(task)))
 
     def _ends(self, end: SearchEnd | None) -> None:
         self._end = end
@@ -149,10 +153,17 @@ class ExperimentGate:
 
 
 def _standing(setup: Setup) -> SearchEnd | None:
-    """Of an experiment that is taken up again: nothing was left to try, and no more trials are wanted than were then.
+    """Of an experiment that is taken up again: nothing was left to try, and nothing else or more is wanted than then.
 
     Failures may have been mended meanwhile.
     """
     end, optimization = setup.folder.search_end(), setup.task.optimization
-    stands = end is not None and end.cause == "settled" and optimization.stop_after_hopeless_trials is not None
-    return end if end is not None and stands and optimization.max_iterations <= end.max_trials else None
+    if end is None or end.cause != "settled" or end.searched != _searched(setup.task):
+        return None
+    more = optimization.max_iterations > end.max_trials or optimization.stop_after_hopeless_trials is None
+    return None if more else end
+
+
+def _searched(task: Task) -> str:
+    asked = task.model_dump_json(include={"parameters": True, "presets": True, "constraints": True})
+    return hashlib.sha256(f"{asked}{task.optimization.strategy}".encode()).hexdigest()[:12]

@@ -329,7 +329,9 @@ class SearchEnd:
     count: int = 0
     log_tail: str = ""
     max_trials: int = 0
-    """That the search might have had, when it settled."""
+    """That the search might have had, when it settled …"""
+    searched: str = ""
+    """… and what it searched, as a hash."""
 
     @property
     def said(self) -> str:

@@ -102,7 +102,14 @@ class Setup:
         return gpu_count(self.engine, parameters, self.runtime_args)
 
     def trial(
-        self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0, node: str | None = None
+        self,
+        trial: TrialId,
+        number: int,
+        parameters: Parameters,
+        queued_s: float = 0.0,
+        node: str | None = None,
+        *,
+        carried: bool = False,
     ) -> Trial:
         job = Job(
             deployment=self._deployment(trial, parameters),
@@ -117,6 +124,7 @@ class Setup:
             api_key=os.environ.get(self.task.benchmark.api_key_env or ""),
             exam=self._exam(trial, parameters),
             limited=self.task.optimization.budget is not None,
+            carried=carried,
         )
         backend = self.site.backend(trial, self._engine_gpus(parameters), node)
         return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)

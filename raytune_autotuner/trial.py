@@ -76,6 +76,8 @@ class Job:
     """Of the quality of its answers; ``None`` when nothing that it sets may change them."""
     limited: bool = False
     """Whether the experiment has a budget, so that the trial may be asked to end."""
+    carried: bool = False
+    """Whether its last rung is to be seen, whatever the short ones show."""
 
     @property
     def trial(self) -> TrialId:
@@ -85,10 +87,10 @@ class Job:
     def parameters(self) -> Parameters:
         return self.deployment.parameters
 
-    @property
-    def cuts(self) -> bool:
-        """Whether hopeless loads are ended early; what others are compared with never is."""
-        return self.trial.purpose == "search" and self.context.optimization.cut_hopeless
+    def cuts(self, rung: Rung) -> bool:
+        """Whether its hopeless loads are ended early; what others are compared with never is."""
+        may = self.trial.purpose == "search" and self.context.optimization.cut_hopeless
+        return may and not (self.carried and rung != self.rungs[-1])
 
 
 class Stopped(Exception):
@@ -245,7 +247,7 @@ class Trial:
         with EngineMetrics(endpoint, self.job.deployment.engine) as scrape:
             queue = partial(scrape.gauge, QUEUE)
             reset = partial(self._reset, endpoint)
-            found = measure(rung, Bench(self.job.context, self._deadline, run, reset, self.job.cuts, queue))
+            found = measure(rung, Bench(self.job.context, self._deadline, run, reset, self.job.cuts(rung), queue))
         record = RungRecord(
             rung=rung.index,
             metrics=found.metrics,

@@ -119,6 +119,17 @@ def test_auto_resume_goes_on_with_what_is_there(fake: FakeExperiment) -> None:
     assert (options.resume, options.force) == (True, True)
 
 
+def test_only_extend_searches_on_where_nothing_was_left_to_gain(fake: FakeExperiment) -> None:
+    """As many trials as it is told, beyond those that there were."""
+    assert invoke("run", "task.yaml", "--name", "exp").exit_code == OK
+    setup, _ = fake.asked[0]
+    setup.folder.root.write("task.json", setup.task.model_dump_json())
+    assert invoke("resume", "exp").exit_code == OK
+    assert invoke("extend", "exp", "--trials", "7").exit_code == OK
+    assert [options.search_on for _, options in fake.asked] == [False, False, True]
+    assert fake.asked[2][0].task.optimization.max_iterations == 7
+
+
 def test_auto_resume_needs_the_name(fake: FakeExperiment) -> None:
     """Nobody could tell what is meant."""
     result = invoke("run", "task.yaml", "--resume", "auto")

@@ -168,7 +168,7 @@ def test_failures_alike_end_the_search(tmp_path: Path) -> None:
 
 
 def test_a_search_with_nothing_left_to_gain_ends_and_stays_so(tmp_path: Path) -> None:
-    """The winner is confirmed; taken up again, no other trial begins."""
+    """The winner is confirmed; taken up again, no other trial begins, but when it is to search on."""
     changes: dict[str, Any] = {
         "parameters__speed": {"type": "choice", "values": [0.5, 3.0], "flag": "--speed"},
         "parameters__of_no_use": {"type": "int", "low": 1, "high": 10, "flag": "--of-no-use"},
@@ -186,6 +186,10 @@ def test_a_search_with_nothing_left_to_gain_ends_and_stays_so(tmp_path: Path) ->
     same = experiment.run(fake_setup(tmp_path, **changes, optimization__max_iterations=18), again)
     assert [r.trial.name for r in same.records] == [r.trial.name for r in results.records]
     assert same.ended_early == results.ended_early
+    more = experiment.run(
+        fake_setup(tmp_path, **changes, optimization__max_iterations=18), replace(again, search_on=True)
+    )
+    assert len(more.search) > len(same.search)
 
 
 def test_a_stop_request_ends_the_experiment_in_order(tmp_path: Path) -> None:

@@ -138,10 +138,15 @@ def test_failures_alike_end_the_search_for_good(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("now", "stands"),
-    [({}, True), ({"max_iterations": 30}, False), ({"stop_after_hopeless_trials": None}, False)],
+    [
+        ({}, True),
+        ({"max_iterations": 30}, False),
+        ({"stop_after_hopeless_trials": None}, False),
+        ({"strategy": "random"}, False),
+    ],
 )
 def test_a_search_that_settled_stays_so(now: dict[str, Any], stands: bool, tmp_path: Path) -> None:
-    """Whoever takes the experiment up again gets no more trials, unless more are wanted than there might have been."""
+    """Whoever takes the experiment up again gets no more trials, unless more or others are wanted than there were."""
     setup = make_setup(tmp_path)
     gate = make_gate(setup)
     gate.settled("nothing is left")

@@ -48,9 +48,10 @@ def test_a_search_in_which_drift_may_not_be_told_is_named_before(every: str, sch
 @pytest.mark.parametrize(("strategy", "said"), [("adaptive", True), ("random", False)])
 def test_that_a_search_may_end_before_is_said(strategy: str, said: bool) -> None:
     """Of the one that knows when."""
-    ends = [each for each in plan(f"optimization.strategy={strategy}").assumptions if "nothing is left to gain" in each]
-    assert bool(ends) is said
-    assert not any("left to gain" in each for each in plan("optimization.stop_after_hopeless_trials=null").assumptions)
+    some, chosen = "optimization.max_iterations=13", f"optimization.strategy={strategy}"
+    assert any("nothing is left to gain" in each for each in plan(some, chosen).assumptions) is said
+    for never in ("optimization.stop_after_hopeless_trials=null", "optimization.max_iterations=12"):
+        assert not any("left to gain" in each for each in plan(some, chosen, never).assumptions)
 
 
 def test_simple_task() -> None:

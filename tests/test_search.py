@@ -161,12 +161,13 @@ def driver(
     max_trials: int = 10,
     confirm_repeats: int = 0,
     control_every: int | None = None,
+    patience: int | None = None,
     problem: Callable[[Parameters], Failure | None] = lambda parameters: None,
     past: Past = Past(),  # noqa: B008 - a value
 ) -> Driver:
     gate = Fence(problem, stop)
     gate.asks.append(schedule(confirm_repeats, ()))
-    limits = Limits(max_trials, control_every)
+    limits = Limits(max_trials, control_every, patience)
     proposer = Proposer(source, fallback=fallback, limits=limits, gate=gate, past=past, clock=lambda: 100.0)
     return Driver(proposer, gate)
 
@@ -454,6 +455,7 @@ def test_the_search_ends_when_it_is_enough() -> None:
     assert len(spy.asked) == 1
 
 
+@dataclass
 class Sage(Spy):
     """Says that nothing is worth a trial any more, when it is told to."""
 
@@ -465,33 +467,54 @@ class Sage(Spy):
     def goes_on(self, parameters: Parameters) -> bool:
         return True
 
-    def settled(self) -> str | None:
+    def hopeless(self) -> str | None:
         return self.why
+
+    def carries(self, parameters: Parameters) -> bool:
+        return parameters == {"a": 2}
 
 
 def test_a_search_with_nothing_left_to_gain_ends() -> None:
     """Nothing is drawn at random instead, the experiment hears why, and what is known is confirmed."""
-    sage = Sage([{"a": 1}, {"a": 2}])
-    d = driver(sage, fallback=Spy([{"a": 3}]), confirm_repeats=1)
+    sage = Sage([{"a": 1}, {"a": 2}, {"a": 1}, {"a": 3}, {"a": 4}])
+    d = driver(sage, fallback=Spy([{"a": 5}]), confirm_repeats=1, patience=2)
     d.end(d.ask()[0], [1.0])
     d.end(d.ask()[0], [0.5])
     sage.why = "nothing is left"
+    assert [d.ask()[1].parameters for _ in range(2)] == [{"a": 2}, {"a": 3}]
+    for name in list(d.running)[2:]:
+        d.end(name, [1.0])
     assert [d.ask()[1].trial.purpose for _ in range(2)] == ["confirm", "confirm"]
-    assert (d.gate.over, sage.configurations) == ("nothing is left", [{"a": 2}])
+    assert d.gate.over == "nothing is left, as it did of the last 2 that were tried"
+    assert sage.configurations == [{"a": 4}]
 
 
 def test_what_runs_may_show_that_there_is_more_to_gain() -> None:
     """So the search waits for it, and goes on when it does."""
-    sage = Sage([{"a": 1}, {"a": 2}])
-    d = driver(sage)
+    sage = Sage([{"a": 1}, {"a": 2}], why="nothing is left")
+    d = driver(sage, patience=1)
     d.end(d.ask()[0], [1.0])
-    running = d.ask()[0]
-    sage.why = "nothing is left"
+    running, proposal = d.ask()
     assert d.proposer.suggest("later") is None
     assert d.gate.over is None
     d.end(running, [0.5])
     sage.why = None
-    assert d.ask()[1].parameters == {"a": 2}
+    assert (proposal.carried, d.ask()[1].carried) == (False, True)
+
+
+@pytest.mark.parametrize("patience", [None, 2])
+def test_without_patience_or_in_the_midst_of_it_the_search_goes_on(patience: int | None) -> None:
+    """One that promises something begins the count anew."""
+    sage = Sage([{"a": n} for n in range(4)], why="nothing is left")
+    d = driver(sage, patience=patience)
+    d.end(d.ask()[0], [1.0])
+    for n in range(4):
+        sage.why = None if n == 1 else "nothing is left"
+        name, proposal = d.ask()
+        assert proposal.parameters == {"a": n}
+        d.end(name, [0.5])
+    assert d.finished()
+    assert d.gate.over == (None if patience is None else "nothing is left, as it did of the last 2 that were tried")
 
 
 def test_what_is_too_dear_is_passed_over() -> None:

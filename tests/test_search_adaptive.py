@@ -156,38 +156,52 @@ def threads_alone(configuration: Parameters) -> Outcome:
     return 4.0 / int(configuration["threads"]), 0.5  # type: ignore[arg-type]
 
 
-def trials_until_settled(chosen: Source, most: int) -> int:
+def trials_until_hopeless(chosen: Source, most: int, in_a_row: int = 1) -> int:
+    """So many trials until it has expected nothing of so many of them."""
     assert isinstance(chosen, Judge)
-    for trials in range(most):
-        if chosen.settled() is not None:
-            return trials
+    vain = 0
+    for trials in range(1, most + 1):
         play(chosen, threads_alone, 1)
+        vain = vain + 1 if chosen.hopeless() else 0
+        if vain == in_a_row:
+            return trials
     return most
 
 
-def patient(trials: int | None) -> Source:
-    return source(task(TWO, max_iterations=60, scheduler="none", stop_after_hopeless_trials=trials))
-
-
-def test_it_settles_when_nothing_is_left_to_gain() -> None:
-    """Later the more of them in a row are to promise nothing, and never before all beside the best were tried."""
+def test_it_says_when_nothing_is_left_to_gain() -> None:
+    """And never before all beside the best were tried; from then on it stays so."""
     beside = len(TWO["threads"]["values"]) - 1 + 512 // 16 - 1
-    impatient, usual = (trials_until_settled(patient(trials), 60) for trials in (1, 12))
-    assert beside < impatient < usual < 60
-    assert usual - impatient == 11
-    assert trials_until_settled(patient(None), 60) == 60
+    once, often = (
+        trials_until_hopeless(source(task(TWO, max_iterations=60, scheduler="none")), 60, n) for n in (1, 12)
+    )
+    assert beside < once < 60
+    assert often - once == 11
 
 
-def test_what_it_hears_later_may_unsettle_it() -> None:
-    """A trial that was under way turns out to be far better than all."""
-    chosen = patient(1)
+def test_what_it_hears_later_may_give_it_hope() -> None:
+    """A trial that was under way turns out to be far better than all. Asking does not change what it proposes."""
+    proposed = []
+    for asked in (True, False):
+        chosen = source(task(TWO, max_iterations=60, scheduler="none"))
+        assert isinstance(chosen, Judge)
+        running = chosen.propose("slow")
+        trials_until_hopeless(chosen, 60)
+        assert running is not None
+        chosen.hear(running, report(score(0.01, 0.5), 1, 2.0, ending=Ending("completed")))
+        assert not asked or chosen.hopeless() is None
+        proposed.append(chosen.propose("next"))
+    assert proposed[0] == proposed[1]
+
+
+def test_where_nothing_works_there_is_no_best_to_be_better_than() -> None:
+    """So it is never said that nothing is left to gain."""
+    chosen = source(task(TWO, max_iterations=60, scheduler="none"))
     assert isinstance(chosen, Judge)
-    running = chosen.propose("slow")
-    trials_until_settled(chosen, 60)
-    assert chosen.settled() is not None
-    assert running is not None
-    chosen.hear(running, report(score(0.01, 0.5), 1, 2.0, ending=Ending("completed")))
-    assert chosen.settled() is None
+    for _ in range(40):
+        parameters = chosen.propose("k")
+        assert parameters is not None
+        chosen.hear(parameters, report(None, 0, 2.0, ending=Ending("infeasible", Failure("crash", "no"))))
+        assert chosen.hopeless() is None
 
 
 def climb(chosen: Judge, parameters: Parameters, short: Outcome, whole: Outcome) -> bool:
@@ -199,18 +213,32 @@ def climb(chosen: Judge, parameters: Parameters, short: Outcome, whole: Outcome)
     return goes_on
 
 
-def test_short_rungs_are_doubted_before_it_settles() -> None:
+def test_short_rungs_are_doubted_when_nothing_else_is_left() -> None:
     """With four threads, which are twice as fast, a short rung breaks the SLO, and a whole one would keep it."""
-    chosen = source(task(TWO, max_iterations=90, stop_after_hopeless_trials=1))
+    chosen = source(task(TWO, max_iterations=90))
     assert isinstance(chosen, Judge)
     climb(chosen, {}, (10.0, 0.9), (10.0, 0.5))
-    ends = {}
-    while chosen.settled() is None and (parameters := chosen.propose("k")) is not None:
-        wide = parameters["threads"] == 4
+    wide_ends, hopeless = [], False
+    while not hopeless and (parameters := chosen.propose("k")) is not None:
+        hopeless, carried, wide = chosen.hopeless() is not None, chosen.carries(parameters), parameters["threads"] == 4
         loss = 4.0 / int(parameters["threads"])  # type: ignore[arg-type]
-        ends[config_hash(parameters)] = (climb(chosen, parameters, (loss, 1.2 if wide else 0.9), (loss, 0.5)), wide)
-    assert len(ends) < 80
-    assert (True, True) in ends.values()
+        went_on = climb(chosen, parameters, (loss, 1.2 if wide else 0.9), (loss, 0.5))
+        assert went_on or not carried
+        wide_ends += [went_on] if wide and carried else []
+    assert hopeless
+    assert any(wide_ends)
+
+
+def test_who_is_carried_for_its_speed_and_is_slow_goes_no_further() -> None:
+    """What is doubted is what short rungs say of the SLO, and nothing else."""
+    chosen = source(task(TWO, max_iterations=90))
+    assert isinstance(chosen, Adaptive)
+    climb(chosen, {}, (10.0, 0.9), (10.0, 0.5))
+    slow: Parameters = {"threads": 4, "batch_size": 16}
+    for n, went_on in ((16, True), (32, False)):
+        parameters = {**slow, "batch_size": n}
+        chosen._carried.add(config_hash(parameters))
+        assert climb(chosen, parameters, (9.0 if went_on else 18.0, 1.9), (9.0, 0.5)) is went_on
 
 
 def test_it_goes_on_with_all_that_was_measured() -> None:
@@ -249,8 +277,11 @@ class Ear:
     def goes_on(self, parameters: Parameters) -> bool:
         return False
 
-    def settled(self) -> str | None:
+    def hopeless(self) -> str | None:
         return None
+
+    def carries(self, parameters: Parameters) -> bool:
+        return False
 
 
 def gate(problem: Failure | None = None, ended: TrialRecord | None = None) -> Any:

@@ -209,9 +209,9 @@ def test_neighbours_differ_by_one_or_two_parameters() -> None:
         assert 1 <= sum(here.get(name) != other.get(name) for name in names) <= 3
 
 
-@pytest.mark.parametrize("pair", [(-5000.0, -4000.0), (-0.5, -0.2), (0.02, 0.03), (5.0, 8.0)])
+@pytest.mark.parametrize("pair", [(-5000.0, -4000.0), (-0.5, -0.2), (-1e-9, -0.0), (0.02, 0.03), (5.0, 8.0)])
 def test_logarithms_keep_the_order_of_losses(pair: tuple[float, float]) -> None:
-    """Whatever is maximised or minimised, in whatever unit."""
+    """Whatever is maximised or minimised, in whatever unit; nothing is the least of what is maximised."""
     better, worse = pair
     assert logarithm(better) < logarithm(worse)
 

@@ -429,6 +429,16 @@ def test_what_is_compared_with_is_never_cut(tmp_path: Path, purpose: Purpose, se
     assert benchmark.journal == ["rung -1", "rung 0", "rung 1"]
 
 
+def test_who_is_carried_is_cut_in_its_last_rung_alone(tmp_path: Path) -> None:
+    """Short rungs are what is doubted; there the SLO is lost for good."""
+    trial, _, benchmark = make_trial(tmp_path, **LOST)
+    trial.job = replace(trial.job, carried=True)
+    record = run(trial)
+    assert (record.outcome, record.failure and record.failure.kind) == ("stopped", "slo_lost")
+    assert [rung.cut is not None for rung in record.rungs] == [False, True]
+    assert benchmark.journal == ["rung -1", "rung 0", "rung 1"]
+
+
 def test_the_searched_knee_stands_in_the_record(tmp_path: Path) -> None:
     """With every level that was tried, and in words beside the score; each level has a folder of its own."""
     trial, _, _ = make_trial(tmp_path, objective="maximize_goodput", slo={"e2e_s": 3.0})

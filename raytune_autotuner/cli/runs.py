@@ -61,6 +61,7 @@ class How:
     resume: bool
     ended_is_ok: bool
     reuse: bool = False
+    search_on: bool = False
 
 
 @click.command()
@@ -155,7 +156,7 @@ def extend(
     _refuse_course(folder)
     more = f"optimization.max_iterations={history.searched(folder) + trials}"
     task, engine = load_document(taskfile.override(overview.read_document(folder), [*overrides, more]))
-    how = How(results_path, dashboard, force=False, resume=True, ended_is_ok=False, reuse=reuse)
+    how = How(results_path, dashboard, force=False, resume=True, ended_is_ok=False, reuse=reuse, search_on=True)
     return _run(task, engine, storage, folder.name, how)
 
 
@@ -184,7 +185,15 @@ def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -
     if path.is_dir():
         raise SpecError.single("--results", f"{path} is a folder; name a file", "run")
     goes_on = how.resume and setup.folder.root.exists("task.json")
-    options = experiment.Options(path, how.dashboard, resume=goes_on, force=how.force, earlier=found, reuse=how.reuse)
+    options = experiment.Options(
+        path,
+        how.dashboard,
+        resume=goes_on,
+        force=how.force,
+        earlier=found,
+        reuse=how.reuse,
+        search_on=how.search_on,
+    )
     for line in (*_of_cluster(setup), *_of_arithmetic(setup), *_of_earlier(setup, options)):
         console.print(line, markup=False, highlight=False)
     with display.progress(setup.folder, plan.trials, console):

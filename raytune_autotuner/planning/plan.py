@@ -337,7 +337,12 @@ def _assumptions(task: Task, experience: Experience | None) -> Iterator[str]:
         yield "one trial runs at a time; more run at once where GPUs are free"
     else:
         yield f"{task.optimization.max_concurrent_trials} trials run at a time"
-    if task.optimization.strategy == "adaptive" and task.optimization.stop_after_hopeless_trials is not None:
+    patience = task.optimization.stop_after_hopeless_trials
+    if (
+        task.optimization.strategy == "adaptive"
+        and patience is not None
+        and task.optimization.max_iterations > patience
+    ):
         yield "at worst all points are tried; the search ends before when nothing is left to gain"
 
 

@@ -48,8 +48,12 @@ class ManySource(RaySource):
         """See ``source.Judge``."""
         return True
 
-    def settled(self) -> None:
+    def hopeless(self) -> None:
         """Never: a front has no best one that others could be measured by."""
+
+    def carries(self, parameters: Parameters) -> bool:
+        """See ``source.Judge``."""
+        return False
 
     def _told(self, config: str, loss: float) -> dict[str, float]:
         known = self._losses.get(config)

@@ -37,6 +37,8 @@ class Limits:
     """Of the search; the baseline's runs and the confirming ones come on top."""
     control_every: int | None = None
     """The baseline is measured again after so many trials of the search that came to their end: those are ranked."""
+    patience: int | None = None
+    """After so many trials in a row of which its source expected nothing the search may end; ``None``: never."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class Proposer(Searcher):
         self._begun: Counter[str] = Counter()
         self._waiting: dict[str, list[str]] = {}
         self._exhausted = False
+        self._in_vain = 0
+        """Trials of the search in a row of which its source expected nothing."""
         self._confirming: deque[Wanted] = deque()
         self.duplicates = 0
         self._remember(past)
@@ -247,12 +251,24 @@ class Proposer(Searcher):
                 return self._confirmation()
             parameters = self._search()
             if parameters is not None:
-                return self._proposal("search", parameters)
+                return self._judged(self._proposal("search", parameters))
             self._exhausted = True
         return self._confirmation()
 
+    def _judged(self, proposal: Proposal) -> Proposal:
+        if not isinstance(self._source, Judge):
+            return proposal
+        self._in_vain = self._in_vain + 1 if self._source.hopeless() else 0
+        return replace(proposal, carried=self._source.carries(proposal.parameters))
+
     def _settled(self) -> str | None:
-        return self._source.settled() if isinstance(self._source, Judge) else None
+        """Why no trial is worth while any more: the source expected nothing of the last ones, and still does not."""
+        patience = self._limits.patience
+        if patience is None or self._in_vain < patience or not isinstance(self._source, Judge):
+            return None
+        why = self._source.hopeless()
+        self._in_vain = self._in_vain if why else 0
+        return f"{why}, as it did of the last {self._in_vain} that were tried" if why else None
 
     def _proposal(self, purpose: Purpose, parameters: Parameters, repeat: int = 0) -> Proposal:
         proposal = Proposal(

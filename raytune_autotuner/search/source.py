@@ -66,5 +66,8 @@ class Judge(Source, Protocol):
     def goes_on(self, parameters: Parameters) -> bool:
         """Whether a trial is worth its next rung."""
 
-    def settled(self) -> str | None:
-        """Why no configuration is worth a trial any more, as far as was heard; ``None`` as long as one may be."""
+    def hopeless(self) -> str | None:
+        """Why it expected nothing of what it proposed last, nor does of anything now; ``None`` where it does."""
+
+    def carries(self, parameters: Parameters) -> bool:
+        """Whether a trial is to come to its last rung because short ones are doubted: then they are not cut short."""

@@ -127,7 +127,6 @@ def _adaptive(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
         total_rungs=len(ladder(task)),
         startup=startup_points(task.optimization.max_iterations),
         changes=task.optimization.max_iterations // 4,
-        patience=task.optimization.stop_after_hopeless_trials,
         cost=cost,
         lessons=lessons,
     )

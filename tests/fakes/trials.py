@@ -168,7 +168,14 @@ class FakeSetup(Setup):
         yield None
 
     def trial(
-        self, trial: TrialId, number: int, parameters: Parameters, queued_s: float = 0.0, node: str | None = None
+        self,
+        trial: TrialId,
+        number: int,
+        parameters: Parameters,
+        queued_s: float = 0.0,
+        node: str | None = None,
+        *,
+        carried: bool = False,
     ) -> Trial:
         job = Job(
             deployment=self._deployment(trial, parameters),
@@ -179,6 +186,7 @@ class FakeSetup(Setup):
             timeout_s=self.trial_timeout_s,
             queued_s=queued_s,
             limited=self.task.optimization.budget is not None,
+            carried=carried,
         )
         faults = Faults(str(parameters.get("fault", "")))
         speed = float(parameters.get("speed") or self.baseline_speed)

@@ -43,6 +43,10 @@ WORTHWHILE, LEADING = 0.015, 0.002
 """… or the first of these, as a logarithm; the second is the least that is worth it, and enough for the best so far."""
 NOTHING_MORE = math.log(0.002)
 """When nobody is worth more (gain × odds), the model sees nothing left to gain."""
+NO_HOPE = (
+    f"the model expects less than {math.exp(NOTHING_MORE):.1%} of any configuration, and what differs from the best in "
+    "one parameter was tried where it is likely to work"
+)
 LIKELY, UNLIKELY = math.log(0.2), math.log(0.1)
 """Odds above which a neighbour of the best, or the first one with a value, is tried whatever the model says."""
 FIRST = 1e6
@@ -62,7 +66,6 @@ class Adaptive:
     """A ``Judge`` (see there). Not told of reports, it learns from ``tell`` alone, which knows less.
 
     ``cost`` is what a trial of a configuration takes, say its GPUs; ``changes`` are those of first guesses, in all.
-    After ``patience`` hopeless proposals in a row it is ``settled``; ``None``: never.
     """
 
     def __init__(
@@ -73,7 +76,6 @@ class Adaptive:
         total_rungs: int,
         startup: int = 5,
         changes: int = 12,
-        patience: int | None = None,
         cost: Callable[[Parameters], float] = lambda _: 1.0,
         lessons: Lessons = NOTHING,
     ) -> None:
@@ -89,12 +91,11 @@ class Adaptive:
         self._learnt = -RELEARN
         self._outlook = 0.0
         """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
-        self._patience, self._hopeless = patience, 0
-        """How many proposals in a row the model expected nothing of …"""
-        self._carried: set[str] = set()
-        """Configurations whose last rung is to be seen whatever the others show: see ``_best``."""
+        self._hopeless, self._doubts = False, False
+        """Whether nothing was left when one was looked for, or only what short rungs speak against …"""
         self._judged = 0
-        """… and how many readings there were when it was last asked."""
+        """… and how much had been heard by then."""
+        self._carried: set[str] = set()
         self._startup = startup
         self._remember(lessons)
         first = within(space, lessons.first)
@@ -182,13 +183,17 @@ class Adaptive:
     def goes_on(self, parameters: Parameters) -> bool:
         """It is among the best so far, and may well turn out to be better than all."""
         one = self._tried.get(config_hash(parameters))
-        if one is None or not one.losses or config_hash(parameters) in self._carried:
+        if one is None or not one.losses:
             return True
         left = min(one.losses)
         peers = [each for each in (*self._tried.values(), self._baseline) if left in each.losses]
         rivals = [each for each in peers if each is not one and each.may_be_best]
         (excess, loss), best = one.at(left), min(each.at(left) for each in (one, *rivals))
-        if excess > best[0] + SLO_BEHIND or loss - best[1] > LOSS_BEHIND * abs(best[1]):
+        if loss - best[1] > LOSS_BEHIND * abs(best[1]):
+            return False
+        if self.carries(parameters):
+            return True
+        if excess > best[0] + SLO_BEHIND:
             return False
         if len(peers) < PEERS:
             return one.at(left) == best and left in self._baseline.losses
@@ -214,13 +219,27 @@ class Adaptive:
         return self._baseline.losses[WHOLE] if kept else None
 
     def _best(self) -> Parameters | None:
-        pool, rows = self._pool()
+        pool, worth, price = self._look(learn=self._readings() >= self._learnt + RELEARN)
         if not pool:
-            self._outlook = -math.inf
             return None
-        self._judged = self._readings()
-        learn = self._judged >= self._learnt + RELEARN
-        self._learnt = self._judged if learn else self._learnt
+        if self._doubts:
+            worth[worth < NOTHING_MORE] = -math.inf
+        chosen = pool[int(np.argmax(worth - price + 1e-3 * self._rng.gumbel(size=len(pool))))]
+        if self._doubts:
+            self._carried.add(config_hash(chosen))
+        return chosen
+
+    def _look(self, *, learn: bool) -> tuple[list[Parameters], Array, Array]:
+        """What was not tried yet, what each of these is worth, and what it takes; both as logarithms.
+
+        When nothing is left, short rungs are doubted, which break limits that whole ones keep.
+        """
+        self._judged = self._heard()
+        pool, rows = self._pool()
+        self._hopeless, self._doubts, self._outlook = False, False, -math.inf
+        if not pool:
+            return pool, np.empty(0), np.empty(0)
+        self._learnt = self._readings() if learn else self._learnt
         gain, keeps, ends_well = self._beliefs.prospects(rows, self._telling(), self._bar(), learn=learn)
         works = self._beliefs.log_works(rows, most_telling(list(self._tried.values())))
         price = np.log([self._price(parameters) for parameters in pool])
@@ -229,29 +248,31 @@ class Adaptive:
         if worth.max() < NOTHING_MORE:
             worth[self._is_near_the_best(pool) & (keeps + works > LIKELY)] += FIRST
         worth[self._has_news(rows) & (works > UNLIKELY)] += FIRST
-        in_doubt = worth.max() < NOTHING_MORE
-        if in_doubt:  # of short rungs, which break limits that whole ones keep
+        if worth.max() < NOTHING_MORE:
             worth = np.where(ends_well + works > LIKELY, gain + ends_well + CAUTION * works, worth)
-        self._hopeless = self._hopeless + 1 if worth.max() < NOTHING_MORE else 0
-        chosen = pool[int(np.argmax(worth - price + 1e-3 * self._rng.gumbel(size=len(pool))))]
-        if in_doubt and not self._hopeless:
-            self._carried.add(config_hash(chosen))
-        return chosen
+            self._doubts = bool(worth.max() >= NOTHING_MORE)
+            self._hopeless = not self._doubts and self._has_a_best()
+        return pool, worth, price
 
-    def settled(self) -> str | None:
-        if self._patience is None or self._hopeless < self._patience:
-            return None
-        if self._readings() > self._judged:  # what was heard since may have changed its mind
-            self._best()
-        if self._hopeless < self._patience:
-            return None
-        return (
-            f"the model expects less than {math.exp(NOTHING_MORE):.1%} of any configuration, as it did of the last "
-            f"{self._patience} that were tried, and what differs from the best in one parameter was tried, too"
-        )
+    def hopeless(self) -> str | None:
+        if self._hopeless and self._heard() > self._judged:
+            drawn = self._rng.bit_generator.state
+            self._look(learn=False)
+            self._rng.bit_generator.state = drawn  # when it is asked must not change what is proposed
+        return NO_HOPE if self._hopeless else None
+
+    def carries(self, parameters: Parameters) -> bool:
+        return config_hash(parameters) in self._carried
+
+    def _has_a_best(self) -> bool:
+        return self._bar() is not None or any(t.works and WHOLE in t.losses for t in self._tried.values())
 
     def _readings(self) -> int:
         return sum(len(each.slo) + (each.failure is not None) for each in self._tried.values())
+
+    def _heard(self) -> int:
+        """More when anything is known that was not, also that nothing will be."""
+        return self._readings() + sum(each.closed for each in self._tried.values())
 
     def _is_near_the_best(self, pool: list[Parameters]) -> NDArray[np.bool_]:
         """Which differ from the best so far in one parameter: asked when the model sees nothing left to gain.

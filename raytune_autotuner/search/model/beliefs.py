@@ -128,9 +128,11 @@ class _Readings:
 
 
 def logarithm(loss: float) -> float:
-    """Monotone in the loss, and one per cent counts alike whatever its size; a loss that is maximised is negative."""
-    size = math.log(max(abs(loss), 1e-12))
-    return size if loss >= 0 else -size
+    """Monotone in the loss, and one per cent counts alike whatever its size; a loss that is maximised is negative.
+
+    So is -0.0, the worst of those.
+    """
+    return math.copysign(1.0, loss) * math.log(max(abs(loss), 1e-12))
 
 
 class Beliefs:

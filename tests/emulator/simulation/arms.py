@@ -89,7 +89,11 @@ def ours(
     proposer = Proposer(
         source,
         fallback=RandomSource(world.space, seed + 1),
-        limits=Limits(task.optimization.max_iterations, task.optimization.baseline_every),
+        limits=Limits(
+            task.optimization.max_iterations,
+            task.optimization.baseline_every,
+            task.optimization.stop_after_hopeless_trials,
+        ),
         gate=OpenGate(world, experience),
         clock=lambda: 0.0,
     )

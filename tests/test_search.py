@@ -485,7 +485,7 @@ def test_a_search_with_nothing_left_to_gain_ends() -> None:
     for name in list(d.running)[2:]:
         d.end(name, [1.0])
     assert [d.ask()[1].trial.purpose for _ in range(2)] == ["confirm", "confirm"]
-    assert d.gate.over == "nothing is left, as it did of the last 2 that were tried"
+    assert d.gate.over == "nothing is left; so it was for the last 2 trials"
     assert sage.configurations == [{"a": 4}]
 
 
@@ -514,7 +514,7 @@ def test_without_patience_or_in_the_midst_of_it_the_search_goes_on(patience: int
         assert proposal.parameters == {"a": n}
         d.end(name, [0.5])
     assert d.finished()
-    assert d.gate.over == (None if patience is None else "nothing is left, as it did of the last 2 that were tried")
+    assert d.gate.over == (None if patience is None else "nothing is left; so it was for the last 2 trials")
 
 
 def test_what_is_too_dear_is_passed_over() -> None:

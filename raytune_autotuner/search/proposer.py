@@ -268,7 +268,7 @@ class Proposer(Searcher):
             return None
         why = self._source.hopeless()
         self._in_vain = self._in_vain if why else 0
-        return f"{why}, as it did of the last {self._in_vain} that were tried" if why else None
+        return f"{why}; so it was for the last {self._in_vain} trials" if why else None
 
     def _proposal(self, purpose: Purpose, parameters: Parameters, repeat: int = 0) -> Proposal:
         proposal = Proposal(

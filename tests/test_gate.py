@@ -158,6 +158,14 @@ def test_a_search_that_settled_stays_so(now: dict[str, Any], stands: bool, tmp_p
     assert end is None or (end.cause, end.said) == ("settled", "Nothing is left to gain: nothing is left.")
 
 
+def test_another_space_is_searched_although_the_last_one_settled(tmp_path: Path) -> None:
+    """What was left out then may be better than all."""
+    setup = make_setup(tmp_path)
+    make_gate(setup).settled("nothing is left")
+    parameters = {"tp_size": setup.task.parameters["tp_size"]}
+    assert make_gate(replace(setup, task=setup.task.model_copy(update={"parameters": parameters}))).enough() is None
+
+
 @pytest.mark.parametrize("value", ["null", "9"])
 def test_the_limit_is_the_users(tmp_path: Path, value: str) -> None:
     """Off with null."""

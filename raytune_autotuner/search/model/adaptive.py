@@ -93,7 +93,7 @@ class Adaptive:
         """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
         self._hopeless, self._doubts = False, False
         """Whether nothing was left when one was looked for, or only what short rungs speak against …"""
-        self._judged = 0
+        self._heard_by_then = 0
         """… and how much had been heard by then."""
         self._carried: set[str] = set()
         self._startup = startup
@@ -234,7 +234,7 @@ class Adaptive:
 
         When nothing is left, short rungs are doubted, which break limits that whole ones keep.
         """
-        self._judged = self._heard()
+        self._heard_by_then = self._heard()
         pool, rows = self._pool()
         self._hopeless, self._doubts, self._outlook = False, False, -math.inf
         if not pool:
@@ -255,7 +255,7 @@ class Adaptive:
         return pool, worth, price
 
     def hopeless(self) -> str | None:
-        if self._hopeless and self._heard() > self._judged:
+        if self._hopeless and self._heard() > self._heard_by_then:
             drawn = self._rng.bit_generator.state
             self._look(learn=False)
             self._rng.bit_generator.state = drawn  # when it is asked must not change what is proposed

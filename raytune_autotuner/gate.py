@@ -106,6 +106,9 @@ class ExperimentGate:
     def affords(self, parameters: Parameters) -> bool:
         return self.purse.affords(parameters)
 
+    def unpaid(self) -> None:
+        self.purse.unpaid()
+
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         self._setup.folder.save_record(
             TrialRecord(

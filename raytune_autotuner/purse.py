@@ -16,7 +16,8 @@ from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import WAITING, held_s, own_s
 from raytune_autotuner.objectives import rank
-from raytune_autotuner.planning.plan import make_plan
+from raytune_autotuner.planning.plan import examples_of, make_plan
+from raytune_autotuner.planning.space import Space
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.records import BudgetState, Parameters, TrialRecord, TrialState, config_hash, refuted_configs
 from raytune_autotuner.setup import Setup
@@ -41,24 +42,32 @@ class Purse:
         self._said = _said_before(setup.folder, self._limits)
         self._closed = self._said.search if self._said.search and self._books.has_confirmed() else None
         """Why the search has ended for good: confirming has begun."""
-        plan = make_plan(setup.task, setup.engine) if self._limits else None
-        self._at_worst_s = plan.trial_s[1] if plan else 0.0
-        self._least_gpus, most = plan.gpus if plan else (0, 0)
-        self._has_gpus = most > 0
+        self._at_worst_s = make_plan(setup.task, setup.engine).trial_s[1] if self._limits else 0.0
+        gpus = _gpus(setup) if self._limits else [0]
+        self._least_gpus, self._has_gpus = min(gpus), max(gpus) > 0
+        self._lacked: str | None = None
+        """Why the last one could not be paid for that was asked for."""
         self._lock = threading.Lock()
 
     def enough(self) -> str | None:
         """Why no trial of the search can be paid for any more, however small."""
         if self._limits is None or self._closed:
             return self._closed
-        reason = self._standing(self._limits).lacking(self._setup.site.gpus(self._least_gpus))
+        reason = self._standing(self._limits).lacking(self._least_gpus)
         if (reason is None) != (self._said.search is None):
             self._tell(search=reason)
         return reason
 
     def affords(self, parameters: Parameters) -> bool:
         """Whether a trial of this very configuration can be paid for."""
-        return self._limits is None or self._standing(self._limits).lacking(self._setup.gpus(parameters)) is None
+        if self._limits is None:
+            return True
+        self._lacked = self._standing(self._limits).lacking(self._setup.gpus(parameters))
+        return self._lacked is None
+
+    def unpaid(self) -> None:
+        """Write down that the budget is why the search has ended: it pays for nothing that is left to try."""
+        self._tell(search=self._lacked)
 
     def payable(self, asks: Sequence[Ask], winner: str) -> Sequence[Ask]:
         """Of the confirming runs that the verdict wants those that can be paid for, in pairs."""
@@ -141,6 +150,12 @@ def _said_before(folder: ExperimentFolder, limits: Limits | None) -> BudgetState
     now, before = BudgetState(0.0, gpu_s=limits.gpu_s, wall_s=limits.wall_s), folder.budget()
     same = before is not None and (before.gpu_s, before.wall_s) == (now.gpu_s, now.wall_s)
     return replace(now, search=before.search) if before is not None and same else now
+
+
+def _gpus(setup: Setup) -> list[int]:
+    """Of the trials that the search may come to."""
+    examples, _ = examples_of(setup.task, Space.of(setup.task, setup.engine))
+    return [setup.gpus(each) for each in examples or ({},)]
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,43 @@ def test_the_search_goes_on_while_another_trial_and_the_confirming_runs_can_be_p
     assert setup.folder.budget().search == reason  # type: ignore[union-attr]
 
 
+def test_the_smallest_trial_is_as_wide_as_the_runtimes_own_flags_make_it(tmp_path: Path) -> None:
+    """While the baseline may take two thirds of the budget, the rest would pay for one GPU, but not for eight."""
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    made = parse_task(
+        {
+            "task_name": "t",
+            "engine": "sglang",
+            "model": {"name": "m"},
+            "parameters": {"chunked_prefill_size": {"type": "choice", "values": [2048, 4096]}},
+            "optimization": {
+                "budget": {"gpu_hours": 12},
+                "confirm": {"repeats": 0},
+                "timeout_per_iteration": 3600,
+            },
+            "benchmark": {"max_time_per_iteration": 60},
+        },
+        "task.yaml",
+    )
+    folder.save_state(replace(running(0, "baseline"), gpus=8))
+    purses = [
+        Purse(Setup(made, load_engine("sglang"), folder, tokenizer="", runtime_args=args), Line())  # type: ignore[arg-type]
+        for args in ((), ("--tp-size", "8"))
+    ]
+    assert [purse.affords({"chunked_prefill_size": 2048}) for purse in purses] == [True, False]
+    assert [purse.enough() is None for purse in purses] == [True, False]
+
+
+def test_that_nothing_left_to_try_can_be_paid_is_written_down(tmp_path: Path) -> None:
+    """With the figures of the one that was asked for last."""
+    purse, setup = purse_of(tmp_path, Line(), *DONE, **budget_s(46 + 23 + 45))
+    assert not purse.affords({"a": 2})
+    purse.unpaid()
+    state = setup.folder.budget()
+    assert state is not None
+    assert "are kept for confirming the winner" in (state.search or "")
+
+
 def test_without_a_budget_nothing_is_refused(tmp_path: Path) -> None:
     """And nothing is written."""
     purse, setup = purse_of(tmp_path, Line(), *DONE)

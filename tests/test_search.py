@@ -96,6 +96,9 @@ class Fence:
     def affords(self, parameters: Parameters) -> bool:
         return parameters not in self.too_dear
 
+    def unpaid(self) -> None:
+        self.over = "nothing is left to pay with"
+
     def repeated(self, config: str) -> None:
         self.repeats.append(config)
 
@@ -542,6 +545,49 @@ def test_what_is_too_dear_is_passed_over() -> None:
     assert d.ask()[1].parameters == {"a": 1}
     assert spy.told[spy.asked[0]] is None
     assert d.refused == []
+    assert d.gate.over is None
+
+
+def test_what_is_too_dear_waits_for_what_runs() -> None:
+    """That may take less than is feared; nothing takes its place, and it is the source's first choice all the same."""
+    spy = Spy([{"a": 8}, {"a": 1}])
+    d = driver(spy)
+    d.gate.too_dear.append({"a": 8})
+    baseline, _ = d.ask()
+    assert [d.proposer.suggest(f"early-{n}") for n in range(3)] == [None] * 3
+    assert len(spy.asked) == 1
+    d.gate.too_dear.clear()
+    assert d.ask()[1].parameters == {"a": 8}
+    d.end(baseline, [1.0, 1.0])
+    assert d.ask()[1].parameters == {"a": 1}
+    assert d.gate.over is None
+
+
+def test_a_search_of_which_nothing_can_be_paid_says_so() -> None:
+    """Once nothing runs that might leave something."""
+    spy = Spy([{"a": 8}, {"a": 4}])
+    d = driver(spy)
+    d.gate.too_dear += [{"a": 8}, {"a": 4}]
+    baseline, _ = d.ask()
+    assert d.proposer.suggest("early") is None
+    assert d.gate.over is None
+    d.end(baseline, [1.0, 1.0])
+    assert d.proposer.suggest("late") == Searcher.FINISHED
+    assert d.gate.over == "nothing is left to pay with"
+    assert set(spy.told.values()) == {None}
+
+
+def test_what_was_stopped_early_is_told_once_others_show_what_it_is_worth() -> None:
+    """Not as it is: a short rung measures another quantity."""
+    spy = Spy([{"a": 1}, {"a": 2}])
+    d = driver(spy)
+    baseline, first, second = (d.ask()[0] for _ in range(3))
+    d.end(first, [4.0], outcome="stopped")
+    assert spy.told == {}
+    d.end(second, [6.0, 3.0])
+    assert spy.told == {spy.asked[1]: scalar(3.0, 0.0), spy.asked[0]: scalar(2.0, 0.0)}
+    d.end(baseline, [1.0, 1.0])
+    assert len(spy.told) == 2
 
 
 def test_what_cannot_fit_is_refused_before_it_is_queued() -> None:
@@ -552,6 +598,23 @@ def test_what_cannot_fit_is_refused_before_it_is_queued() -> None:
     assert d.ask()[1].parameters == {"gpus": 1}
     assert [(p.parameters, p.number, failure.reason) for p, failure in d.refused] == [({"gpus": 16}, 1, "too wide")]
     assert spy.told[spy.asked[0]] == WORST
+
+
+def test_what_fails_by_now_is_refused_when_its_turn_comes() -> None:
+    """While it waited, others have shown that it must; who has been on a GPU already goes on."""
+    spy, queue, gate = Spy([{"a": 1}, {"a": 2}]), OnePlace(), Fence()
+    d = Driver(Proposer(spy, fallback=None, limits=Limits(9), gate=gate, queue=queue), gate)
+    d.end(d.ask()[0], [1.0, 1.0])
+    queue.busy = True
+    assert d.proposer.suggest("early") is None
+    (waits,) = queue.waiting
+    failure = Failure("out_of_memory", "as others")
+    gate.problem = lambda parameters: failure if parameters == {"a": 1} else None
+    queue.busy = False
+    assert d.ask()[1].parameters == {"a": 2}
+    assert d.refused == [(waits, failure)]
+    assert spy.told == {spy.asked[0]: WORST}
+    assert driver(Spy([]), problem=gate.problem, past=Past(open=(waits,))).ask()[1].parameters == {"a": 1}
 
 
 def test_winner_and_baseline_are_measured_again_in_turn() -> None:

@@ -72,20 +72,23 @@ class Knowledge:
         """What a source is to learn of a configuration, on the scale of whole benchmarks; ``None`` is nothing."""
         if known.outcome == "completed":
             return scalar(_last(known.losses), known.violation)
-        if known.outcome == "stopped" and known.losses:
-            return scalar(self._projected(known.losses), known.violation)
+        if known.outcome == "stopped" and known.losses and (ratios := self._ratios(known)):
+            return scalar(_last(known.losses) * median(ratios), known.violation)
         return WORST if known.outcome == "infeasible" else None
 
-    def _projected(self, losses: Mapping[int, float]) -> float:
-        """An early-stopped trial's loss as the last rung would show it, from the trials that went on.
+    def is_too_early(self, known: Known) -> bool:
+        """Whether what a configuration showed cannot be told yet, as no other trial has shown what it is worth."""
+        return known.outcome == "stopped" and bool(known.losses) and not self._ratios(known)
 
-        A rung with less traffic measures another quantity, so its value must not stand beside final ones; the
-        median ratio between the two rungs, over the trials that have both, carries it over.
+    def _ratios(self, known: Known) -> list[float]:
+        """The last rung's loss relative to that of the rung where a trial was stopped, of all trials that have both.
+
+        A rung with less traffic measures another quantity, so its value must not stand beside final ones; the median
+        of these carries it over.
         """
-        at = max(losses)
+        at = max(known.losses)
         finals = (k.losses for k in self._known.values() if k.outcome == "completed")
-        ratios = [_last(final) / final[at] for final in finals if final.get(at)]
-        return losses[at] * median(ratios) if ratios else losses[at]
+        return [_last(final) / final[at] for final in finals if final.get(at)]
 
 
 def _last(losses: Mapping[int, float]) -> float:

@@ -92,4 +92,4 @@ def sampler(task: Task, known: Sequence[object]) -> Any:
         if importlib.util.find_spec("torch") is None:
             raise EnvironmentFault("optimization.sampler gp needs PyTorch: pip install torch, or write tpe")
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, constant_liar=True)

@@ -133,6 +133,9 @@ class Gate(Protocol):
     def affords(self, parameters: Parameters) -> bool:
         """Whether the budget pays for a trial of this configuration."""
 
+    def unpaid(self) -> None:
+        """Hear that the budget pays for nothing that is left to try."""
+
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         """Record a trial that is not going to run."""
 
@@ -149,6 +152,15 @@ class Gate(Protocol):
 
     def ended(self, trial: TrialId) -> TrialRecord | None:
         """The record of a trial whose worker is gone, if it got as far as to write one that stands."""
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A configuration from a source, which is told under this key what comes of it."""
+
+    source: Source
+    key: str
+    parameters: Parameters
 
 
 class Proposer(Searcher):
@@ -180,6 +192,11 @@ class Proposer(Searcher):
         self._running: dict[str, Proposal] = {}
         self._begun: Counter[str] = Counter()
         self._waiting: dict[str, list[str]] = {}
+        self._untold: list[str] = []
+        """What has ended, by its hash, and was not told yet."""
+        self._held: _Drawn | None = None
+        """What the budget does not pay for as long as what runs may take all that is left."""
+        self._unpaid = False
         self._exhausted = False
         self._in_vain = 0
         """Trials of the search in a row of which its source expected nothing."""
@@ -190,7 +207,7 @@ class Proposer(Searcher):
     def _remember(self, past: Past) -> None:
         """Go on where the experiment was; a configuration that runs again is told to its source under its hash."""
         trials = [(r.number, r.trial) for r in past.ended] + [(p.number, p.trial) for p in past.open]
-        self._numbered = max((number for number, _ in trials), default=-1) + 1
+        self._numbered = self._first_number = max((number for number, _ in trials), default=-1) + 1
         taken_over = {r.trial for r in past.ended if r.reused_from}  # no trial of this search
         own = (trial for _, trial in trials if trial not in taken_over)
         self._searched = len({trial.config for trial in own if trial.purpose == "search"})
@@ -212,15 +229,35 @@ class Proposer(Searcher):
         """Tune's question; ``None`` means ask again later."""
         if self._gate.stop_requested():
             return Searcher.FINISHED
-        started = self._queue.start()
+        started = self._start()
         while started is None and self._may_wait() and (proposal := self._next()) is not None:
             self._queue.add(proposal)
-            started = self._queue.start()
+            started = self._start()
         if started is None:
             return None if self._is_busy() else Searcher.FINISHED
         self._running[trial_id] = started
         self._begun[started.trial.name] += 1
         return started.to_config()
+
+    def _start(self) -> Proposal | None:
+        """The next one that may run; what has turned out impossible while it waited is refused."""
+        while (proposal := self._queue.start()) is not None:
+            is_new = proposal.number >= self._first_number and not self._begun[proposal.trial.name]
+            asks = proposal.trial.purpose == "search" and is_new  # who has cost something goes on
+            failure = self._gate.problem(proposal.parameters) if asks else None
+            if failure is None:
+                break
+            self._queue.release(proposal)
+            self._refuse(proposal, failure)
+        return proposal
+
+    def _refuse(self, proposal: Proposal, failure: Failure) -> None:
+        known = self._knowledge[proposal.trial.config]
+        known.outcome = "infeasible"
+        self._inform(proposal.parameters, report(None, 0, 1.0, ending=Ending("infeasible", failure)))
+        for key in self._waiting.pop(proposal.trial.config, []):
+            self._source.tell(key, WORST)
+        self._gate.refuse(proposal, failure)
 
     def _is_busy(self) -> bool:
         return bool(self._running or len(self._queue))
@@ -252,7 +289,11 @@ class Proposer(Searcher):
             parameters = self._search()
             if parameters is not None:
                 return self._judged(self._proposal("search", parameters))
+            if self._held is not None:
+                return None
             self._exhausted = True
+            if self._unpaid:
+                self._gate.unpaid()
         return self._confirmation()
 
     def _judged(self, proposal: Proposal) -> Proposal:
@@ -278,47 +319,60 @@ class Proposer(Searcher):
         return proposal
 
     def _search(self) -> Parameters | None:
+        """``None`` when one is held, and when there are no more."""
+        held, self._held = self._held, None
+        if held is not None and self._is_paid(held) and self._is_admitted(held):
+            return held.parameters
         for source, draws in ((self._source, REPEATS_IN_A_ROW), (self._fallback, FRESH_DRAWS)):
             left = draws + self._behind  # a stream that begins anew repeats what it proposed before
-            while source is not None and left > 0 and self._searched < self._limits.max_trials:
+            while source is not None and left > 0 and self._held is None and self._searched < self._limits.max_trials:
                 key = f"p{self._searched}-{self.duplicates}-{left}-{draws}"
                 parameters = source.propose(key)
                 if parameters is None:
                     break
-                if self._is_new(source, key, parameters):
+                drawn = _Drawn(source, key, parameters)
+                if self._is_new(drawn) and self._is_paid(drawn) and self._is_admitted(drawn):
                     return parameters
                 left -= 1
         return None
 
-    def _is_new(self, source: Source, key: str, parameters: Parameters) -> bool:
-        """Whether a proposal is worth a trial; if not, its source is told what is known of it."""
-        name = config_hash(parameters)
-        known = self._knowledge.get(name) or self._knowledge.get(config_hash(self._gate.same_as(parameters)))
-        if known is not None:
-            name = config_hash(known.parameters)
-            self.duplicates += 1
-            if source is self._source and self.duplicates > self._behind:  # a stream that begins anew repeats itself
-                self._gate.repeated(name)
-            if known.outcome is None and source is self._source:
-                self._waiting.setdefault(name, []).append(key)
-            else:
-                source.tell(key, self._knowledge.told(known))
-            return False
-        if not self._gate.affords(parameters):
-            source.tell(key, None)
-            return False
-        known = self._knowledge.add(parameters)
-        self._searched += 1
-        failure = self._gate.problem(parameters)
-        if failure is None:
-            if source is self._source:
-                self._waiting[name] = [key]
+    def _is_new(self, drawn: _Drawn) -> bool:
+        """Whether nothing is known of a proposal; else its source is told what is."""
+        name, source = config_hash(drawn.parameters), drawn.source
+        known = self._knowledge.get(name) or self._knowledge.get(config_hash(self._gate.same_as(drawn.parameters)))
+        if known is None:
             return True
-        known.outcome = "infeasible"
-        self._inform(parameters, report(None, 0, 1.0, ending=Ending("infeasible", failure)))
-        source.tell(key, WORST)
-        self._gate.refuse(self._proposal("search", parameters), failure)
+        name = config_hash(known.parameters)
+        self.duplicates += 1
+        if source is self._source and self.duplicates > self._behind:  # a stream that begins anew repeats itself
+            self._gate.repeated(name)
+        if known.outcome is None and source is self._source:
+            self._waiting.setdefault(name, []).append(drawn.key)
+        else:
+            source.tell(drawn.key, self._knowledge.told(known))
         return False
+
+    def _is_paid(self, drawn: _Drawn) -> bool:
+        """Whether the budget pays for it; while others run it is held, since they may take less than is feared."""
+        if self._gate.affords(drawn.parameters):
+            return True
+        if self._is_busy():
+            self._held = drawn
+        else:
+            self._unpaid = True
+            drawn.source.tell(drawn.key, None)
+        return False
+
+    def _is_admitted(self, drawn: _Drawn) -> bool:
+        """Whether it may run; if not, its source is told so."""
+        self._knowledge.add(drawn.parameters)
+        self._searched += 1
+        if drawn.source is self._source:
+            self._waiting[config_hash(drawn.parameters)] = [drawn.key]
+        failure = self._gate.problem(drawn.parameters)
+        if failure is not None:
+            self._refuse(self._proposal("search", drawn.parameters), failure)
+        return failure is None
 
     def is_void(self, trial_id: str) -> bool:
         """Whether a trial that waits for its worker is not to begin: all are to end, or its place is gone."""
@@ -365,8 +419,16 @@ class Proposer(Searcher):
             if not proposal.parameters:  # the baseline has no key under which a source could be told
                 self._inform({}, report(None, len(known.losses), 1.0, ending=Ending(known.outcome)))
         self._completed += _is_measured(proposal.trial, known.outcome)
-        for key in self._waiting.pop(proposal.trial.config, []):
+        self._untold = [config for config in (*self._untold, proposal.trial.config) if not self._is_told(config)]
+
+    def _is_told(self, config: str) -> bool:
+        """Tell the source how a configuration ended; not yet, where that takes trials that come to their end."""
+        known = self._knowledge[config]
+        if self._knowledge.is_too_early(known):
+            return False
+        for key in self._waiting.pop(config, []):
             self._source.tell(key, self._knowledge.told(known))
+        return True
 
     def _hear(self, trial_id: str, result: Mapping[str, Any]) -> None:
         proposal = self._running.get(trial_id)

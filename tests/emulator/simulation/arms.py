@@ -61,6 +61,9 @@ class OpenGate:
     def affords(self, parameters: Parameters) -> bool:
         return True
 
+    def unpaid(self) -> None:
+        pass
+
     def repeated(self, config: str) -> None:
         pass
 

@@ -39,8 +39,8 @@ class Given:
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
-    gpus: int = 0
-    """Of each replica."""
+    gpus: int | None = None
+    """Of each replica; ``None`` where the file leaves that to its command line."""
     manifest: Mapping[str, Any] | None = None
     """OME: the whole service."""
 
@@ -95,11 +95,12 @@ class Setup:
         return self.site.need(self._engine_gpus(parameters))
 
     def _engine_gpus(self, parameters: Parameters) -> int:
-        if (given := self.given.get(config_hash(parameters))) is not None:
+        given = self.given.get(config_hash(parameters))
+        if given is not None and given.gpus is not None:
             return given.gpus
         if self.task.resources.gpus is not None:
             return self.task.resources.gpus
-        return gpu_count(self.engine, parameters, self.runtime_args)
+        return gpu_count(self.engine, parameters, given.argv if given else self.runtime_args)
 
     def trial(
         self,

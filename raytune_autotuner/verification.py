@@ -141,9 +141,10 @@ def _service(text: str, source: str, parameters: Parameters) -> Exported:
     return Exported(parameters, given, about, replicas)
 
 
-def _gpus(runner: Mapping[str, Any]) -> int:
+def _gpus(runner: Mapping[str, Any]) -> int | None:
     resources = runner.get("resources") or {}
-    return int((resources.get("limits") or resources.get("requests") or {}).get(GPU, 0))
+    said = (resources.get("limits") or resources.get("requests") or {}).get(GPU)
+    return None if said is None else int(said)
 
 
 def fitted(task: Task, exported: Exported, source: str) -> Task:
@@ -166,9 +167,13 @@ def verify(setup: Setup, exported: Exported, options: Options) -> Verdict | None
     """Run the experiment; ``None`` when it was ended before anything could be said.
 
     Nothing is left running when this returns, nor when the process is killed (see ``experiment.run``).
+
+    Raises:
+        SpecError: the file's command line does not tell how many GPUs it takes.
     """
     config = config_hash(exported.parameters)
     setup = replace(setup, given={config: exported.given})
+    setup.gpus(exported.parameters)  # what is wrong with it is to be known before anything starts
     course = Duel(setup.task, exported.parameters)
     about = {"kind": "verify", "of": exported.about.get("experiment"), "file": dict(exported.parameters)}
     experiment.run(setup, replace(options, about=about), course)

@@ -13,18 +13,22 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from raytune_autotuner import anchor, verification
+from raytune_autotuner import anchor, experiment, verification
 from raytune_autotuner.backends.ome import MANIFEST
 from raytune_autotuner.backends.ome_manifest import HOSTNAME, OmeSettings, SecretKey, full_argv, manifest, with_digest
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, main
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import EnvironmentFault, SpecError
+from raytune_autotuner.experiment import Options
 from raytune_autotuner.export import PREFIX, Wish, export, provenance, runtime_with
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import CLUSTER_SERVING_RUNTIME, INFERENCE_SERVICE, Cluster
 from raytune_autotuner.records import Endpoint, TrialId, TrialRecord
 from raytune_autotuner.render import to_yaml
 from raytune_autotuner.results import load_results
-from raytune_autotuner.task.spec import Task, parse_task
+from raytune_autotuner.setup import Setup
+from raytune_autotuner.storage import Storage
+from raytune_autotuner.task.spec import Resources, Task, parse_task
 from tests.emulator.api import ApiServer, ome_crds
 from tests.test_ome_manifest import RUNTIME, SETTINGS, deployment
 from tests.test_results import OOM, folder_with, record, task
@@ -317,6 +321,62 @@ class TestReading:
         with pytest.raises(SpecError, match="is 0"):
             verification.fitted(none, found, "f")
         assert verification.fitted(ome_task(), found, "f").parameters == {}
+
+
+SGLANG = 'exec "${PYTHON:-python3}" -m sglang.launch_server --port "${PORT:-8080}"'
+
+
+class TestGpus:
+    """What a file takes, which it is compared and reserved by."""
+
+    @pytest.fixture(autouse=True)
+    def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = tmp_path / "file"
+        self.ran: list[Setup] = []
+        monkeypatch.setattr(experiment, "run", lambda setup, options, course: self.ran.append(setup))
+        self.setup = Setup(
+            task=task(),
+            engine=load_engine("sglang"),
+            folder=ExperimentFolder(Storage(str(tmp_path)), "again"),
+            tokenizer="",
+            runtime_args=("--tp-size", "2"),
+        )
+
+    def gpus(self, text: str, resources: int | None = None) -> tuple[int, int]:
+        """Of the file, and of the baseline."""
+        self.path.write_text(text)
+        found = verification.read(self.path, {})
+        of = self.setup.task.model_copy(update={"resources": Resources(gpus=resources)})
+        verification.verify(replace(self.setup, task=of), found, Options(aside=True))
+        (ran,) = self.ran
+        assert [ran.need(p).gpus for p in (found.parameters, {})] == [ran.gpus(found.parameters), ran.gpus({})]
+        return ran.gpus(found.parameters), ran.gpus({})
+
+    @pytest.mark.parametrize(("flags", "said"), [(" --tp-size 4", 4), (" --tp=2 --dp-size 4", 8), ("", 1)])
+    def test_a_script_takes_what_its_command_line_comes_to(self, flags: str, said: int) -> None:
+        """By the engine's formula, as the baseline does; what the runtime's flags say is not the file's."""
+        assert self.gpus(f"#!/bin/sh\n{SGLANG}{flags}\n") == (said, 2)
+
+    def test_what_the_task_says_comes_first(self) -> None:
+        """For both."""
+        assert self.gpus(f"#!/bin/sh\n{SGLANG} --tp-size 4\n", resources=8) == (8, 8)
+
+    def test_a_service_takes_what_it_asks_the_cluster_for(self, ome: ExperimentFolder) -> None:
+        """It is deployed as it is; one that leaves that to the runtime is known by its command line."""
+        text = export(ome)
+        made = yaml.safe_load(text)
+        assert self.gpus(text, resources=8) == (2, 8)
+        self.ran.clear()
+        runner = made["spec"]["engine"]["runner"]
+        del runner["resources"]
+        runner["args"] = [*runner["args"], "--tp-size", "4"]
+        assert self.gpus(yaml.safe_dump(made)) == (4, 2)
+
+    def test_a_command_line_without_a_number_of_them_is_refused(self) -> None:
+        """Before anything is started."""
+        with pytest.raises(SpecError, match=r"no number of GPUs: .*tp_size='two'"):
+            self.gpus(f"#!/bin/sh\n{SGLANG} --tp-size two\n")
+        assert not self.ran
 
 
 def invoke(folder: ExperimentFolder, *arguments: str) -> Result:

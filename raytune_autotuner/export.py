@@ -2,7 +2,8 @@
 
 Everything comes from the experiment folder: the service is the trial's own, as its template made it, without what only
 a trial needs (its name, labels, owner, node, probe period, strategy); the command is the trial's, with host and port
-left open. Both say where they come from, in annotations or comments of the same names. Secrets stay references.
+left open. Both say where they come from, in annotations or comments of the same names. Secrets stay references. Of a
+trial that was taken over it is the folder of the experiment that measured it, where no run here has confirmed it.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def export(folder: ExperimentFolder, wish: Wish = Wish()) -> str:
 def written(folder: ExperimentFolder, task: Task, record: TrialRecord, about: Mapping[str, str], wish: Wish) -> str:
     """The text for a trial of this folder; raises what ``export`` does."""
     form = _form(wish, task)
+    folder, record = _deployed(folder, record)
     if form == "command":
         return _script(folder, task, record, about, wish.port)
     service = _service(folder, record)
@@ -141,11 +143,30 @@ def _version(info: Mapping[str, Any]) -> str:
     return ""
 
 
+def _deployed(folder: ExperimentFolder, record: TrialRecord) -> tuple[ExperimentFolder, TrialRecord]:
+    """A run of the trial's configuration that left what it was started with, and its folder: usually the trial itself.
+
+    Of one that was taken over it is a run that confirmed it here, else the one that was measured there.
+    """
+    if (source := record.reused_from) is None:
+        return folder, record
+    for each in folder.records():
+        if (each.trial.purpose, each.trial.config, each.outcome) == ("confirm", record.trial.config, "completed"):
+            return folder, each
+    origin = ExperimentFolder(folder.storage, source.experiment)
+    measured = origin.record(source.trial)
+    if measured is None or measured.started_at != source.measured_at:  # gone, or of a later experiment of that name
+        return folder, record
+    return origin, measured
+
+
 def _service(folder: ExperimentFolder, record: TrialRecord) -> Manifest:
     """The trial's service as it was made."""
     text = folder.root.read(f"trials/{record.trial.name}/{MANIFEST}")
     if text is None:
-        raise EnvironmentFault(f"{folder.root.location()} has no manifest of the trial {record.trial.name}")
+        source = record.reused_from
+        why = f": {source.experiment}, which measured it, is gone; run the task without --reuse" if source else ""
+        raise EnvironmentFault(f"{folder.root.location()} has no manifest of the trial {record.trial.name}{why}")
     service: Manifest = yaml.safe_load(text)
     return service
 

@@ -23,7 +23,7 @@ from raytune_autotuner.experiment import Options
 from raytune_autotuner.export import PREFIX, Wish, export, provenance, runtime_with
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import CLUSTER_SERVING_RUNTIME, INFERENCE_SERVICE, Cluster
-from raytune_autotuner.records import Endpoint, TrialId, TrialRecord
+from raytune_autotuner.records import Endpoint, Reused, TrialId, TrialRecord
 from raytune_autotuner.render import to_yaml
 from raytune_autotuner.results import load_results
 from raytune_autotuner.setup import Setup
@@ -163,6 +163,54 @@ class TestInferenceService:
         """The folder lacks it; says which."""
         with pytest.raises(EnvironmentFault, match="no manifest of the trial search-"):
             export(saved(folder_with(tmp_path, *duel(2)), ome_task()))
+
+
+class TestTakenOver:
+    """A trial of an earlier experiment; nothing was deployed for it here."""
+
+    @staticmethod
+    def taken(folder: ExperimentFolder, settings: OmeSettings | None, port: str) -> TrialRecord:
+        """Makes the winner one that `old` measured, with a command line and a manifest of its own there."""
+        old = ExperimentFolder(folder.storage, "old")
+        own = replace(duel(2)[1], experiment="old", command=(), argv=("there", "--port", port))
+        old.save_record(own)
+        old.save_endpoint(own.trial, Endpoint(f"http://127.0.0.1:{port}", "m"))
+        saved(old, ome_task(), settings)
+        taken = replace(own, experiment="exp", reused_from=Reused("old", own.trial.name, own.started_at, 1.0))
+        folder.save_record(taken)
+        return taken
+
+    @pytest.mark.parametrize(("records", "namespace"), [(7, "tuning"), (2, "elsewhere")])
+    def test_its_service_is_that_of_a_run_here_else_the_one_that_was_measured(
+        self, records: int, namespace: str, tmp_path: Path
+    ) -> None:
+        """A run that confirms it has the names of this experiment."""
+        folder = saved(folder_with(tmp_path, *duel(records)), ome_task(), IN_A_TRIAL)
+        taken = self.taken(folder, replace(IN_A_TRIAL, namespace="elsewhere"), "43211")
+        folder.root.delete(f"trials/{taken.trial.name}/{MANIFEST}")
+        made = yaml.safe_load(export(folder))
+        assert made["metadata"]["namespace"] == namespace
+        assert made["metadata"]["annotations"][PREFIX + "trial"] == taken.trial.name
+        assert "--tp-size" in made["spec"]["engine"]["runner"]["args"]
+
+    @pytest.mark.parametrize(("records", "program"), [(7, "here"), (2, "there")])
+    def test_its_command_is_that_of_a_run_here_else_the_one_that_was_measured(
+        self, records: int, program: str, tmp_path: Path
+    ) -> None:
+        """With the port left open in either."""
+        runs = [replace(each, command=("here", "--port", "{port}")) for each in duel(records)]
+        folder = saved(folder_with(tmp_path, *runs), task())
+        self.taken(folder, None, "43211")
+        assert export(folder).splitlines()[-1] == f'exec {program} --port "${{PORT:-8080}}"'
+
+    def test_another_experiment_of_that_name_is_not_it(self, tmp_path: Path) -> None:
+        """What it deployed was not measured for this one."""
+        folder = saved(folder_with(tmp_path, *duel(2)), ome_task())
+        self.taken(folder, IN_A_TRIAL, "43211")
+        old = ExperimentFolder(folder.storage, "old")
+        old.save_record(replace(old.records()[0], started_at="2026-02-02T00:00:00+00:00"))
+        with pytest.raises(EnvironmentFault, match="old, which measured it, is gone; run the task without --reuse"):
+            export(folder)
 
 
 @pytest.fixture(scope="module")

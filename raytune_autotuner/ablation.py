@@ -14,6 +14,7 @@ from raytune_autotuner.errors import SpecError
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.export import PREFIX, Wish, export, provenance, written
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.foresight import Launch
 from raytune_autotuner.importance import Importances, importance
 from raytune_autotuner.minimal import Ablation, Plan, order
 from raytune_autotuner.planning.checks import load_document
@@ -45,20 +46,31 @@ def begin(of: ExperimentFolder, margin: float) -> Prepared:
     """
     task, engine = load_document(overview.read_document(of))
     results = load_results(of, task)
-    winner = results.recommended
-    if winner is None or not winner.parameters:
-        raise SpecError.single("--minimal", "what is recommended changes nothing of the baseline", of.name)
-    known = overview.importances(of) or importance(results.records)
-    plan = Plan(
-        winner=winner.parameters,
-        order=order(winner.parameters, shares(known)),
-        optimization=task.optimization,
-        margin=margin,
-        allowed=lambda parameters: problem(Space.of(task, engine), parameters),
-    )
     optimization = task.optimization.model_copy(update={"scheduler": "none"})
     fitted = task.model_copy(update={"optimization": optimization})
-    return Prepared(of, results, plan, prepare(fitted, engine, of.storage, of.name + SUFFIX))
+    setup = prepare(fitted, engine, of.storage, of.name + SUFFIX)
+    winner = results.recommended.parameters if results.recommended else {}
+    idle = without_effect(setup.launch, winner)
+    if idle.issuperset(winner):
+        raise SpecError.single("--minimal", "what is recommended changes nothing of the baseline", of.name)
+    space = Space.of(task, setup.engine)
+    known = overview.importances(of) or importance(results.records)
+    needs = {name: tuple(rule.names.values()) for name, rule in space.whens.items()}
+    plan = Plan(
+        winner=winner,
+        order=order(winner, shares(known), needs, idle),
+        optimization=task.optimization,
+        margin=margin,
+        allowed=lambda parameters: problem(space, parameters),
+        idle=idle,
+    )
+    return Prepared(of, results, plan, setup)
+
+
+def without_effect(launch: Launch, winner: Parameters) -> frozenset[str]:
+    """The parameters without which the engine is started with the same."""
+    rests = {name: {other: value for other, value in winner.items() if other != name} for name in winner}
+    return frozenset(name for name, rest in rests.items() if launch.values(rest) == launch.values(winner))
 
 
 def shares(found: Importances) -> Mapping[str, float]:
@@ -86,11 +98,11 @@ def run(prepared: Prepared) -> Ablation:
 
 def export_minimal(prepared: Prepared, stand: Ablation, wish: Wish) -> str:
     """What is left, as something to apply; raises what ``export`` does."""
-    found = _measured(prepared.setup.folder, stand.parameters)
+    found = _measured(prepared, stand.parameters)
     if found is None:
         return export(prepared.of, wish)
     about = provenance(prepared.results, found)
-    left_out = [name for name in prepared.plan.winner if name not in stand.parameters]
+    left_out = [name for name in prepared.plan.winner if name not in found.parameters]
     about |= {
         f"{PREFIX}experiment": prepared.of.name,
         f"{PREFIX}ablation": prepared.setup.folder.name,
@@ -100,16 +112,19 @@ def export_minimal(prepared: Prepared, stand: Ablation, wish: Wish) -> str:
     return written(prepared.setup.folder, prepared.setup.task, found, about, wish)
 
 
-def _measured(folder: ExperimentFolder, parameters: Parameters) -> TrialRecord | None:
-    config = config_hash(parameters)
-    return next((r for r in folder.records() if r.trial.config == config and r.outcome == "completed"), None)
+def _measured(prepared: Prepared, parameters: Parameters) -> TrialRecord | None:
+    """A run of this configuration, rather than of one whose launch is the same."""
+    told, config = prepared.plan.told(parameters), config_hash(parameters)
+    completed = (r for r in prepared.setup.folder.records() if r.outcome == "completed")
+    runs = [r for r in completed if prepared.plan.told(r.parameters) == told]
+    return min(runs, key=lambda run: run.trial.config != config, default=None)
 
 
 def _verdict(prepared: Prepared, left_out: list[str], stand: Ablation) -> str:
     winner = prepared.results.recommended
     assert winner is not None
     said = provenance(prepared.results, winner)[f"{PREFIX}verdict"]
-    if not left_out:
+    losses = [-step.low for step in stand.steps if step.answer == "dropped" and step.low is not None]
+    if not losses:
         return said
-    last = next(step for step in reversed(stand.steps) if step.answer == "dropped")
-    return f"{said} with {', '.join(left_out)} as well, which is worth no more than {-(last.low or 0.0):.1%}"
+    return f"{said} with {', '.join(left_out)} as well, which is worth no more than {losses[-1]:.1%}"

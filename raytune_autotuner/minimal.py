@@ -5,7 +5,8 @@ measured in turn (A B B A), and the flag goes when the loss is less than a margi
 (non-inferiority: the lower end of the interval lies above the margin), and likewise what more the SLO is broken by.
 Looks and their share of the error are those of the verdict, the error of each flag being its own. What was dropped is
 left out of the comparisons that follow, so losses within the margin could add up: the sum is bounded by one last
-comparison with the whole winner, and where that fails the flags dropped last come back.
+comparison with the whole winner, and where that fails the flags dropped last come back. A flag without which the engine
+is started with the same goes at once.
 
 Everything follows from the records, so an interrupted ablation goes on where it was.
 """
@@ -13,7 +14,7 @@ Everything follows from the records, so an interrupted ablation goes on where it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Literal
@@ -85,6 +86,8 @@ class Plan:
     margin: float = MARGIN
     allowed: Callable[[Parameters], str | None] = lambda parameters: None
     """Why a configuration may not run (a constraint that it breaks)."""
+    idle: frozenset[str] = frozenset()
+    """Flags without which the launch is the same."""
     _known: dict[str, Run] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -95,7 +98,11 @@ class Plan:
     @property
     def runs(self) -> int:
         """At most so many are made."""
-        return 2 * self.settings.looks[-1] * (len(self.order) + 1)
+        return 2 * self.settings.looks[-1] * (len(set(self.order) - self.idle) + 1)
+
+    def told(self, parameters: Parameters) -> Parameters:
+        """Those that change something of the launch."""
+        return {name: value for name, value in parameters.items() if name not in self.idle}
 
     def wanted(self, records: Sequence[TrialRecord], nodes: Sequence[str]) -> tuple[Wanted, ...]:
         """See ``gate.Course``."""
@@ -110,6 +117,10 @@ class Plan:
             if problem := self.allowed(smaller):
                 steps.append(Step(name, "kept", f"cannot be left out: {problem}"))
                 continue
+            if name in self.idle:
+                steps.append(Step(name, "dropped", "the launch is the same without it"))
+                current = smaller
+                continue
             step, asks, left = self._compared(name, left, Pair(current, smaller), nodes)
             steps.append(step)
             if step.answer == "open":
@@ -121,7 +132,7 @@ class Plan:
         self, current: Parameters, steps: list[Step], left: Sequence[TrialRecord], nodes: Sequence[str]
     ) -> Ablation:
         """What was dropped one after the other is compared with the winner as a whole."""
-        dropped = [step.parameter for step in steps if step.answer == "dropped"]
+        dropped = [s.parameter for s in steps if s.answer == "dropped" and s.parameter not in self.idle]
         if len(dropped) < 2:
             return Ablation(current, tuple(steps))
         step, asks, left = self._compared(", ".join(dropped), left, Pair(self.winner, current), nodes)
@@ -225,9 +236,24 @@ def _of(asks: Sequence[Ask], pair: Pair) -> tuple[Wanted, ...]:
     return tuple(Wanted(pair.smaller if ask.side == "winner" else pair.larger, ask.node) for ask in asks)
 
 
-def order(winner: Parameters, shares: Mapping[str, float]) -> tuple[str, ...]:
-    """The flags of a configuration, the least important first; of what is not known, before all others."""
-    return tuple(sorted(winner, key=lambda name: (shares.get(name, -1.0), name)))
+def order(
+    winner: Parameters,
+    shares: Mapping[str, float],
+    needs: Mapping[str, Collection[str]] | None = None,
+    idle: Collection[str] = (),
+) -> tuple[str, ...]:
+    """The flags of a configuration, the least important first; of what is not known, before all others.
+
+    ``idle`` ones come before those. What others need (``needs``, by who needs it, and in no circle) comes after them,
+    or it could not go.
+    """
+    left = sorted(winner, key=lambda name: (name not in idle, shares.get(name, -1.0), name))
+    ordered: list[str] = []
+    while left:
+        needed = {of for name in left for of in (needs or {}).get(name, ())}
+        ordered.append(next(name for name in left if name not in needed))
+        left.remove(ordered[-1])
+    return tuple(ordered)
 
 
 def described(ablation: Ablation) -> Iterator[str]:

@@ -153,6 +153,29 @@ def test_a_flag_whose_absence_breaks_a_constraint_is_not_even_tried() -> None:
     assert stand.steps[0].reason == "cannot be left out: a constraint"
 
 
+def test_a_flag_that_changes_nothing_of_the_launch_goes_without_a_run() -> None:
+    """No comparison has it, the last one neither: of two that were dropped one was measured."""
+    known = replace(plan(), idle=frozenset({"none"}))
+    stand, records = ablated(known)
+    assert stand.parameters == {"big": 1, "small": 1}
+    assert [step.answer for step in stand.steps] == ["dropped", "dropped", "kept", "kept"]
+    assert (stand.steps[0].reason, stand.steps[0].runs) == ("the launch is the same without it", 0)
+    assert not [r for r in records if "none" in r.parameters]
+    assert known.runs == plan("idle", "small", "big").runs
+
+
+def test_a_flag_that_another_one_needs_is_tried_after_it() -> None:
+    """It can go when the other one has gone; with it, it has to stay."""
+
+    def needed(parameters: Parameters) -> str | None:
+        return "idle depends on none" if "idle" in parameters and "none" not in parameters else None
+
+    tried = order(WINNER, {"big": 0.9, "small": 0.8, "idle": 0.2, "none": 0.1}, {"idle": ("none", "other")})
+    assert tried == ("idle", "none", "small", "big")
+    stand, _ = ablated(plan(*tried, allowed=needed))
+    assert stand.parameters == {"big": 1, "small": 1}
+
+
 def test_when_it_cannot_be_shown_the_flag_stays() -> None:
     """At 10 % of noise nobody can tell 2 %; the runs are bounded."""
     stand, records = ablated(plan("idle"), noise=0.1, seed=1)
@@ -172,8 +195,10 @@ def test_what_adds_up_is_given_back() -> None:
 
 
 def test_the_least_important_flag_is_tried_first() -> None:
-    """And one of which nothing is known before all."""
-    assert order(WINNER, {"big": 0.9, "small": 0.1, "idle": 0.2}) == ("none", "small", "idle", "big")
+    """And one of which nothing is known before all, but for those that cost no run."""
+    shares = {"big": 0.9, "small": 0.1, "idle": 0.2}
+    assert order(WINNER, shares) == ("none", "small", "idle", "big")
+    assert order(WINNER, shares, idle={"idle"}) == ("idle", "none", "small", "big")
 
 
 def test_runs_lost_to_the_infrastructure_are_made_again_only_so_often() -> None:

@@ -17,7 +17,7 @@ from raytune_autotuner.experiment import Options
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import Course
 from raytune_autotuner.planning.checks import load_checked
-from raytune_autotuner.records import Parameters
+from raytune_autotuner.records import Parameters, config_hash
 from raytune_autotuner.results import load_results
 from raytune_autotuner.search import Limits, ListSource, Proposer, Wanted
 from raytune_autotuner.setup import Setup
@@ -158,6 +158,64 @@ class TestMinimal:
         made_up.budget = 1000
         assert invoke("export", "exp", "--minimal", "-o", "winner.sh").exit_code == OK
         assert [options.resume for _, options in made_up.setups] == [False, True]
+
+    @staticmethod
+    def known(winner: Parameters, *args: str, when: str | None = None) -> None:
+        """The experiment with another winner, flags of its runtime, and ``threads`` only on a condition."""
+        folder = ExperimentFolder(Storage("store"), "exp")
+        task = json.loads(folder.root.read("task.json") or "")
+        task["runtime"]["args"] = args
+        task["parameters"]["threads"] = {"type": "choice", "values": [2, 4], "when": when}
+        task["parameters"]["parallel"] = {"type": "choice", "values": [2, 4]}
+        folder.root.write("task.json", json.dumps(task))
+        for each in folder.records():
+            if each.parameters:
+                folder.root.delete(f"trials/{each.trial.name}/record.json")
+                trial = replace(each.trial, config=config_hash(winner))
+                folder.save_record(replace(each, trial=trial, parameters=winner))
+
+    def test_what_the_runtime_says_anyway_is_not_measured(self, made_up: MadeUp) -> None:
+        """Nor a flag left out that it does not give; the result says so."""
+        self.known({**WINNER, "parallel": None}, "-t", "4")
+        made_up.seconds = lambda parameters: 1.0 if "pace" in parameters else 1.3
+        result = invoke("export", "exp", "--minimal", "-o", "winner.sh")
+        assert result.exit_code == OK, result.stderr
+        for name in ("threads", "parallel"):
+            assert f"dropped: {name}: the launch is the same without it (0 runs)" in result.stderr
+        setup, _ = made_up.setups[0]
+        assert {name for r in setup.folder.records() for name in r.parameters} == {"pace"}
+        text = Path("winner.sh").read_text()
+        assert "--tpot-s 0.002" in text
+        assert "WIN +" in text
+        assert "worth no more" not in text
+
+    def test_what_a_condition_speaks_of_can_go_after_what_depends_on_it(self, made_up: MadeUp) -> None:
+        """Though it is the first by name."""
+        self.known({"parallel": 4, "threads": 2, "pace": 0.002}, when="parallel == 4")
+        made_up.seconds = lambda parameters: 1.0 if "pace" in parameters else 1.3
+        assert invoke("export", "exp", "--minimal", "-o", "winner.sh").exit_code == OK
+        found = json.loads(Path("store/exp-minimal/minimal.json").read_text())
+        assert found["parameters"] == {"pace": 0.002}
+
+    def test_what_was_measured_is_exported_when_the_launch_is_the_same(self, made_up: MadeUp) -> None:
+        """What goes last without a run leaves a configuration that nobody ran under that name."""
+        self.known({"parallel": 4, "threads": 2, "pace": 0.002}, "--parallel", "4", when="parallel == 4")
+        made_up.seconds = lambda parameters: 1.0 if "pace" in parameters else 1.3
+        assert invoke("export", "exp", "--minimal", "-o", "winner.sh").exit_code == OK
+        found = json.loads(Path("store/exp-minimal/minimal.json").read_text())
+        assert found["parameters"] == {"pace": 0.002}
+        text = Path("winner.sh").read_text()
+        assert "raytune-autotuner/left-out: threads\n" in text
+        assert "--parallel 4" in text
+        assert "--threads" not in text
+
+    def test_a_winner_that_is_the_baseline_in_other_words_has_nothing_to_leave_out(self, made_up: MadeUp) -> None:
+        """Nothing is started."""
+        self.known({"threads": 4, "parallel": None}, "--threads=4")
+        result = invoke("export", "exp", "--minimal")
+        assert result.exit_code == BAD_INPUT
+        assert "changes nothing of the baseline" in result.stderr
+        assert not made_up.setups
 
     def test_where_every_flag_counts_the_winner_stays(self, made_up: MadeUp) -> None:
         """Then it is exported as it is."""

@@ -100,7 +100,8 @@ class Setup:
             return given.gpus
         if self.task.resources.gpus is not None:
             return self.task.resources.gpus
-        return gpu_count(self.engine, parameters, given.argv if given else self.runtime_args)
+        ours = (*self.runtime_args, *self.task.extra_args)
+        return gpu_count(self.engine, parameters, given.argv if given else ours)
 
     def trial(
         self,

@@ -405,6 +405,11 @@ class TestGpus:
         """By the engine's formula, as the baseline does; what the runtime's flags say is not the file's."""
         assert self.gpus(f"#!/bin/sh\n{SGLANG}{flags}\n") == (said, 2)
 
+    def test_what_every_trial_is_started_with_counts_for_the_baseline(self) -> None:
+        """A file has it in its command line."""
+        self.setup = replace(self.setup, task=task().model_copy(update={"extra_args": ("--tp=1", "--dp-size", "4")}))
+        assert self.gpus(f"#!/bin/sh\n{SGLANG} --tp-size 2\n") == (2, 4)
+
     def test_what_the_task_says_comes_first(self) -> None:
         """For both."""
         assert self.gpus(f"#!/bin/sh\n{SGLANG} --tp-size 4\n", resources=8) == (8, 8)

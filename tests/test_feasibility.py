@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def test_a_fixed_number_of_gpus_is_a_limit() -> None:
     assert found is not None
     assert "8 > 4 (resources.gpus)" in found.reason
     assert rules.problem({"tp_size": 4}) is None
+    assert Feasibility(replace(SGLANG, extra_args=("--dp-size", "2")), {}, 4).problem({"tp_size": 4}) is not None
 
 
 CONFIG = {

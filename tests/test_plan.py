@@ -54,6 +54,11 @@ def test_that_a_search_may_end_before_is_said(strategy: str, said: bool) -> None
         assert not any("left to gain" in each for each in plan(some, chosen, never).assumptions)
 
 
+def test_gpus_are_counted_with_the_arguments_of_every_trial() -> None:
+    """They may say how many, too."""
+    assert plan("extra_args=[--dp-size, '2']").gpus == (2, 4)
+
+
 def test_simple_task() -> None:
     """The plan of the simple task shows 4 of 16 grid points."""
     p = plan()

@@ -54,7 +54,8 @@ class Feasibility:
         if self.gpus is None:
             return None
         try:
-            return gpu_count(self.launch.engine, parameters, self.launch.runtime_args)
+            args = (*self.launch.runtime_args, *self.launch.extra_args)
+            return gpu_count(self.launch.engine, parameters, args)
         except SpecError:
             return None
 

@@ -216,7 +216,7 @@ def _gpus(task: Task, engine: Engine, examples: Sequence[Parameters]) -> tuple[i
     if task.resources.gpus is not None:
         return task.resources.gpus, task.resources.gpus
     some = [{}, *examples[:: 1 + len(examples) // SAMPLES]]
-    counts = [gpu_count(engine, parameters, task.runtime.args) for parameters in some]
+    counts = [gpu_count(engine, parameters, (*task.runtime.args, *task.extra_args)) for parameters in some]
     return min(counts), max(counts)
 
 

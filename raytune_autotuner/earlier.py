@@ -66,6 +66,8 @@ class Earlier:
     engine: str = ""
     identity: dict[str, Any] = field(default_factory=dict)
     """See ``identity``; empty of one that was run before there was such a thing."""
+    runtime_args: tuple[str, ...] | None = None
+    """The flags of its runtime; ``None`` where they were not written."""
 
     @property
     def name(self) -> str:
@@ -132,6 +134,7 @@ def _read(folder: ExperimentFolder, ended_at: datetime) -> Earlier:
         ended_at=ended_at if ended_at.tzinfo else ended_at.replace(tzinfo=timezone.utc),
         engine=str(inputs.get("engine") or ""),
         identity=dict(json.loads(texts["identity.json"] or "{}")),
+        runtime_args=None if (args := inputs.get("runtime_args")) is None else tuple(map(str, args)),
     )
 
 

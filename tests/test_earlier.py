@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,8 +18,9 @@ from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import FailureClass, SpecError
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.foresight import Launch, facts
-from raytune_autotuner.identity import engine_version, hardware, identity, unlike
+from raytune_autotuner.identity import constant, engine_version, hardware, identity, unlike
 from raytune_autotuner.measuring import in_words
+from raytune_autotuner.planning.checks import check
 from raytune_autotuner.planning.experience import experience
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.planning.space import Space
@@ -118,6 +120,80 @@ def test_the_plan_goes_by_what_was_measured(tmp_path: Path) -> None:
     assert len([a for a in make_plan(other, engine, partly).assumptions if "earlier trials" in a]) == 1
     assert experience(found, task(model={"name": "other", "path": "m.gguf"}), engine) is None
     assert experience(Found(), task(), engine) is None
+
+
+ON_OME: dict[str, Any] = {"backend": "ome", "engine": "sglang", "base_runtime": "rt", "ome": {"replicas": 2}}
+
+
+def on_ome(of: Task, *args: str, gpus: str = "H100", image: str = "sglang:1") -> dict[str, Any]:
+    return {"of": of, "engine": load_engine("sglang"), "runtime_args": args, "image": image, "hardware": (gpus,)}
+
+
+def test_times_are_of_the_same_gpus_and_rather_of_the_same_version(tmp_path: Path) -> None:
+    """Where both are known; and the plan says what they were measured on."""
+    of = task(**ON_OME, parameters={})
+    for name, gpus, image in (("b", "H100", "sglang:1"), ("c", "H100", "sglang:2"), ("d", "L40S", "sglang:1")):
+        made = ended(tmp_path, name, **on_ome(of, gpus=gpus, image=image))
+        made.folder.root.write("inputs.json", json.dumps({"engine": "sglang", "runtime_args": []}))
+    found = recent(Storage(str(tmp_path)))
+
+    def chosen(here: Any) -> str:
+        known = experience(found, of, load_engine("sglang"), here)
+        return known.experiment + known.where if known else ""
+
+    assert chosen({"hardware": ["H100"], "engine version": "sglang:1"}) == "b, on H100, with sglang:1"
+    assert chosen({"hardware": ["H100"], "engine version": "sglang:3"}).startswith("c, ")
+    assert chosen({"hardware": ["A100"], "engine version": "sglang:1"}) == ""
+    assert chosen({"hardware": None}) == chosen(None) == "d, on L40S, with sglang:1"
+    known = experience(found, of, load_engine("sglang"))
+    assert known is not None
+    assert next(known.said()).endswith("old, on L40S, with sglang:1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "noted"),
+    [
+        ({}, (16, 16), "with the flags that the runtime had in old"),
+        ({"ome": {"replicas": 3}}, (24, 24), "with the flags that the runtime had in old"),
+        ({"base_runtime": "other"}, (2, 2), "without the flags of the runtime"),
+    ],
+)
+def test_the_flags_of_a_runtime_are_known_from_before(
+    changes: dict[str, Any], gpus: tuple[int, int], noted: str, tmp_path: Path
+) -> None:
+    """Of the same runtime, for the plan of a task that cannot read it now."""
+    made = ended(tmp_path, **on_ome(task(**ON_OME), "--tp-size", "8"))
+    made.folder.root.write("inputs.json", json.dumps(constant(made)))
+    new, engine = task(**{**ON_OME, "parameters": {}, **changes}), load_engine("sglang")
+    plan = make_plan(new, engine, experience(recent(Storage(str(tmp_path))), new, engine))
+    assert plan.gpus == gpus
+    assert any(noted in note for note in plan.notes)
+
+
+def test_a_local_task_says_its_flags_itself(tmp_path: Path) -> None:
+    """Those of an earlier one are not its own."""
+    of = {"engine": "sglang", "parameters": {}}
+    made = ended(tmp_path, **on_ome(task(**of), "--tp-size", "8"))
+    made.folder.root.write("inputs.json", json.dumps(constant(made)))
+    known = experience(recent(Storage(str(tmp_path))), task(**of), load_engine("sglang"))
+    assert known is not None
+    assert make_plan(task(**of), load_engine("sglang"), known).gpus == (1, 1)
+
+
+def test_a_run_plans_with_the_flags_of_the_runtime(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what that costs, and does not begin where the budget does not even pay for one trial of that size."""
+    budget = {"objective": "minimize_latency", "budget": {"gpu_hours": 1.0}, "max_iterations": 3}
+    of = task(engine="sglang", parameters={"max_running_requests": PARAMETERS["parallel"]}, optimization=budget)
+    engine, how = load_engine("sglang"), runs.How(None, dashboard=False, force=False, resume=False, ended_is_ok=False)
+    made = setup(tmp_path, of=of, engine=engine, runtime_args=("--tp-size", "64"))
+    monkeypatch.setattr("raytune_autotuner.setup.prepare", lambda *args: made)
+    assert check(of, engine) == []
+    with pytest.raises(SpecError, match=r"optimization\.budget\.gpu_hours: found 1 GPU-hours, and the baseline"):
+        runs._run(of, engine, str(tmp_path), "new", how)
+    assert re.search(r"GPUs per trial +64 ", capsys.readouterr().out)
+    assert not made.folder.root.exists("task.json")
 
 
 def test_the_search_begins_with_the_engine_and_with_the_best_of_before(tmp_path: Path) -> None:

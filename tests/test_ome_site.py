@@ -16,7 +16,9 @@ from raytune_autotuner.errors import EnvironmentFault, SpecError, TransientError
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import INFERENCE_SERVICE
 from raytune_autotuner.packing import Need
+from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.records import TrialId
+from raytune_autotuner.setup import Setup
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.cluster import FakeCluster
@@ -79,6 +81,31 @@ def test_decoder_and_router_have_flags_of_their_own() -> None:
     site = ome_site.Ome(disaggregated, settings)
     assert site.gpus(2) == 2 * 2 + 3 * 4
     assert site.need(2) == Need((2, 2, 4, 4, 4), 0.5)
+
+
+@pytest.mark.parametrize("gpus", [None, 2])
+def test_the_plan_counts_gpus_as_trials_do(gpus: int | None, tmp_path: Path) -> None:
+    """Of all replicas and of the decoder from the beginning; with the runtime's flags as soon as it has been read."""
+    disaggregated = task(replicas=2, decoder={"parameters": {"tp_size": 4}, "replicas": 3})
+    resources = disaggregated.resources.model_copy(update={"gpus": gpus})
+    disaggregated = disaggregated.model_copy(update={"resources": resources})
+    decode = section("python3", "-m", "sglang.launch_server", "--pp-size", "2")
+    settings = ome_site._settings(disaggregated, runtime(decoderConfig=decode), SGLANG)
+    setup = Setup(
+        disaggregated,
+        SGLANG,
+        ExperimentFolder(Storage(str(tmp_path)), "exp"),
+        tokenizer="",
+        site=ome_site.Ome(disaggregated, settings),
+        runtime_args=("--tp-size", "8"),
+    )
+    before, read = make_plan(disaggregated, SGLANG), make_plan(disaggregated, SGLANG, gpus_of=setup.gpus)
+    assert before.gpus == ((2 * 1 + 3 * 4, 2 * 2 + 3 * 4) if gpus is None else (16, 16))
+    assert read.gpus == ((2 * 1 + 3 * 8, 2 * 8 + 3 * 8) if gpus is None else (28, 28))
+    assert read.gpus[1] == setup.gpus({})
+    noted = [note.partition(" were counted ")[0] for note in before.notes if "were counted" in note]
+    assert noted == ["GPUs"] * (gpus is None) + ["GPUs of the decoder"]
+    assert not any("were counted" in note for note in read.notes)
 
 
 @pytest.mark.parametrize("part", ["decoder", "router"])

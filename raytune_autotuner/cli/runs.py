@@ -24,13 +24,15 @@ from raytune_autotuner.cli.options import (
     storage_option,
     task_argument,
 )
-from raytune_autotuner.errors import SpecError
+from raytune_autotuner.errors import Problem, SpecError
 from raytune_autotuner.records import Parameters
 
 if TYPE_CHECKING:
+    from raytune_autotuner.earlier import Found
     from raytune_autotuner.engines.engine import Engine
     from raytune_autotuner.experiment import Options
     from raytune_autotuner.folder import ExperimentFolder
+    from raytune_autotuner.planning.plan import Plan
     from raytune_autotuner.results import Results
     from raytune_autotuner.setup import Setup
     from raytune_autotuner.task.spec import Task
@@ -171,20 +173,21 @@ def _refuse_course(folder: ExperimentFolder) -> None:
 def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -> int:
     from raytune_autotuner import display, experiment, overview
     from raytune_autotuner.earlier import recent
-    from raytune_autotuner.planning.experience import experience
-    from raytune_autotuner.planning.plan import make_plan, render
+    from raytune_autotuner.planning.plan import render
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
 
     found = recent(Storage(storage), but=name or "")
-    plan = make_plan(task, engine, experience(found, task, engine))
+    setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
+    plan = _planned(setup, found)
     console = display.console()
     console.print(render(plan))
-    setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
     path = how.results_path or Path("results") / f"{task.task_name}_results.json"
     if path.is_dir():
         raise SpecError.single("--results", f"{path} is a folder; name a file", "run")
     goes_on = how.resume and setup.folder.root.exists("task.json")
+    if not goes_on:
+        _refuse_unpayable(setup)
     options = experiment.Options(
         path,
         how.dashboard,
@@ -201,6 +204,25 @@ def _run(task: Task, engine: Engine, storage: str, name: str | None, how: How) -
     said = overview.importances(setup.folder)
     console.print(display.answer(results, setup.folder.root.location(), str(path), said))
     return OK if how.ended_is_ok else _exit_code(results)
+
+
+def _planned(setup: Setup, found: Found) -> Plan:
+    """With the GPUs that the runtime's flags ask for, now that it has been read."""
+    from raytune_autotuner.identity import identity
+    from raytune_autotuner.planning.experience import experience
+    from raytune_autotuner.planning.plan import make_plan
+
+    before = experience(found, setup.task, setup.engine, identity(setup))
+    return make_plan(setup.task, setup.engine, before, setup.gpus)
+
+
+def _refuse_unpayable(setup: Setup) -> None:
+    """With the GPUs of the runtime's flags, a budget may be too small that seemed to suffice without them."""
+    from raytune_autotuner.planning.plan import make_plan, unpayable
+
+    plan = make_plan(setup.task, setup.engine, gpus_of=setup.gpus)
+    if problems := [Problem(f"optimization.budget.{place}", message) for place, message in unpayable(plan)]:
+        raise SpecError(problems, plan.task_name)
 
 
 def _exit_code(results: Results) -> int:

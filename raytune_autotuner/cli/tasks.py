@@ -23,7 +23,8 @@ GC_S = 300.0
 def validate(task_file: Path, overrides: tuple[str, ...], storage: str) -> int:
     """Check a task file and show the plan: trials, rungs, time, cost. Starts nothing.
 
-    Times are those of earlier experiments in the storage, where there are any of the same model and engine.
+    Times are those of earlier experiments in the storage, where there are any of the same model and engine; with OME
+    so are the runtime's flags, by which GPUs are counted.
     """
     from raytune_autotuner import display
     from raytune_autotuner.earlier import recent

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,8 +122,16 @@ def _short(benchmark: Benchmark, loads: int) -> Rung | None:
     return Rung(0, (load,), requests, benchmark.max_time_per_iteration) if requests else None
 
 
-def make_plan(task: Task, engine: Engine, experience: Experience | None = None) -> Plan:
+def make_plan(
+    task: Task,
+    engine: Engine,
+    experience: Experience | None = None,
+    gpus_of: Callable[[Parameters], int] | None = None,
+) -> Plan:
     """The plan of a checked task; its times are measured ones where there is any experience.
+
+    ``gpus_of`` counts the GPUs of a trial where the runtime has been read (``Setup.gpus``). Until then they are
+    counted by the flags that it had in an earlier experiment, or without any.
 
     Raises:
         SpecError: the engine's formula gives no number of GPUs for a configuration.
@@ -135,7 +144,7 @@ def make_plan(task: Task, engine: Engine, experience: Experience | None = None) 
     rungs = ladder(task)
     ended = (math.floor(points * _stays(task, len(rungs))[-1]), points)
     again = _again(task, ended)
-    gpus = _gpus(task, engine, examples)
+    gpus = _gpus(gpus_of or _by_task(task, engine, experience), examples)
     seconds = _durations(task, rungs, experience)
     work_s = _work_s(seconds, points, again)
     at_once = task.optimization.max_concurrent_trials or 1
@@ -156,6 +165,7 @@ def make_plan(task: Task, engine: Engine, experience: Experience | None = None) 
         cost=(gpu_hours[0] * price, gpu_hours[1] * price) if price else None,
         notes=(
             *_notes(task, engine, points, grid_points),
+            *(() if gpus_of else _runtime_notes(task, experience)),
             *_search_notes(task),
             *impossible.notes(task, engine, examples),
         ),
@@ -212,12 +222,23 @@ def examples_of(task: Task, space: Space) -> tuple[Sequence[Parameters], int | N
     return [space.sample(rng) for _ in range(SAMPLES)], None
 
 
-def _gpus(task: Task, engine: Engine, examples: Sequence[Parameters]) -> tuple[int, int]:
-    if task.resources.gpus is not None:
-        return task.resources.gpus, task.resources.gpus
-    some = [{}, *examples[:: 1 + len(examples) // SAMPLES]]
-    counts = [gpu_count(engine, parameters, (*task.runtime.args, *task.extra_args)) for parameters in some]
+def _gpus(gpus_of: Callable[[Parameters], int], examples: Sequence[Parameters]) -> tuple[int, int]:
+    # drawn: with every n-th one of a grid some parameters might never change
+    some = random.Random(0).sample(examples, min(SAMPLES, len(examples)))
+    counts = [gpus_of(parameters) for parameters in ({}, *some)]
     return min(counts), max(counts)
+
+
+def _by_task(task: Task, engine: Engine, experience: Experience | None) -> Callable[[Parameters], int]:
+    """How the task's trials count their GPUs, as far as that is known before its runtime is read."""
+    ome, own = task.ome, task.resources.gpus
+    args = (experience and experience.runtime_args) or task.runtime.args
+    beside = gpu_count(engine, ome.decoder.parameters, ()) * ome.decoder.replicas if ome.decoder else 0
+
+    def gpus(parameters: Parameters) -> int:
+        return (gpu_count(engine, parameters, (*args, *task.extra_args)) if own is None else own) * ome.replicas + beside
+
+    return gpus
 
 
 def _durations(task: Task, rungs: Sequence[Rung], experience: Experience | None) -> Seconds:
@@ -303,8 +324,6 @@ def _notes(task: Task, engine: Engine, points: int, grid_points: int | None) -> 
     benchmark, iterations = task.benchmark, task.optimization.max_iterations
     if task.engine is None:
         yield f"the engine is read from the runtime at the start; names were checked against {engine.name}"
-    if task.backend == "ome":
-        yield "GPUs were counted without the flags of the runtime, which is read at the start"
     if not benchmark.traffic_scenarios:
         yield f"no traffic scenario is given: {', '.join(benchmark.scenarios)} is used"
     if grid_points == 0:
@@ -313,6 +332,17 @@ def _notes(task: Task, engine: Engine, points: int, grid_points: int | None) -> 
         yield f"a grid of {grid_points} is sampled evenly: {points} points"
     elif grid_points is not None and grid_points < iterations:
         yield f"there are {grid_points} configurations, fewer than max_iterations ({iterations}): each is tried once"
+
+
+def _runtime_notes(task: Task, experience: Experience | None) -> Iterator[str]:
+    """How GPUs were counted whose number the flags of a runtime decide that was not read yet."""
+    if task.backend == "ome" and task.resources.gpus is None:
+        if experience is None or experience.runtime_args is None:
+            yield "GPUs were counted without the flags of the runtime, which is read at the start"
+        else:
+            yield f"GPUs were counted with the flags that the runtime had in {experience.experiment}"
+    if task.ome.decoder is not None:
+        yield "GPUs of the decoder were counted without its flags in the runtime, which is read at the start"
 
 
 def _search_notes(task: Task) -> Iterator[str]:

@@ -289,7 +289,9 @@ class Benchmark(Model):
 
 class Resources(Model):
     cpus: float | None = Field(None, gt=0, description="local engine: cores reserved per trial; default: all")
-    gpus: int | None = Field(None, ge=0, description="GPUs per trial; default: the engine file's formula")
+    gpus: int | None = Field(
+        None, ge=0, description="GPUs per trial, with OME per replica; default: the engine file's formula"
+    )
     gpu_memory_gib: float | None = Field(
         None, gt=0, description="memory of one GPU, in GiB; OME: default is what the nodes' labels say"
     )

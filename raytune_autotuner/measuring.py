@@ -24,7 +24,7 @@ TIME_FACTOR = 1.5
 CLIENT_LIMIT = 0.9
 """Of its one core: from here on the client may be what is measured."""
 OVERLOAD = ("request_errors", "timeout")
-"""What a level is too high for, when a lower one has worked."""
+"""What a level may be too high for, unless it is the lowest."""
 
 
 @dataclass(frozen=True)
@@ -187,8 +187,8 @@ class _Search:
 
     @property
     def best(self) -> Metrics:
-        """Of the knee; of the lowest level when there is none."""
-        return self._measured[self._kept or self._levels.low]
+        """Of the knee; of the lowest level measured when there is none."""
+        return self._measured[self._kept or min(self._measured)]
 
     @property
     def _kept(self) -> int | None:
@@ -201,8 +201,8 @@ class _Search:
     def run(self) -> Knee:
         """Raises what the load at the lowest level raises: a configuration that fails there cannot work."""
         note = ""
-        while (level := next_level(self._levels, self._kept, self._broken)) is not None:
-            if self._probes and self._bench.deadline.remaining() < TIME_FACTOR * self._longest_s:
+        while (level := next_level(self._levels, self._load.level, self._kept, self._broken)) is not None:
+            if self._measured and self._bench.deadline.remaining() < TIME_FACTOR * self._longest_s:
                 note = f"the time of the trial did not suffice to try {level}"
                 break
             if (probe := self._probe(level)) is None:
@@ -211,21 +211,22 @@ class _Search:
             self._probes.append(probe)
         if self._broken is None and not note:
             note = f"{self._levels.high} is the highest level that may be tried"
-        lost = reachable(self.best, self._bench.slo) if self._kept is None else {}
+        whole = not any(load.cut for load in self.best.loads)
+        lost = reachable(self.best, self._bench.slo) if self._kept is None and whole else {}
         return Knee(self._load.scenario, self._kept, self._broken, tuple(self._probes), lost, note)
 
     def _probe(self, level: int) -> Probe | None:
         """``None`` when the trial's time was over before the level had shown what it can."""
         before_s = self._bench.deadline.remaining()
-        load = Load(self._load.scenario, level)
+        load, is_lowest = Load(self._load.scenario, level), level == self._levels.low
         try:
             # The lowest level is not cut: what it measures says which SLO is reachable.
-            metrics, cut = self._runs.load(self._rung, load, f"{self._prefix}level-{level}", may_cut=bool(self._probes))
+            metrics, cut = self._runs.load(self._rung, load, f"{self._prefix}level-{level}", may_cut=not is_lowest)
         except TrialInfeasible as fault:
-            if not self._probes or fault.kind not in OVERLOAD:
+            over = self._bench.deadline.expired
+            if fault.kind not in OVERLOAD or (not self._measured if over else is_lowest):
                 raise
-            spent_s = before_s - self._bench.deadline.remaining()
-            return None if self._bench.deadline.expired else _failed(level, fault, spent_s)
+            return None if over else _failed(level, fault, before_s - self._bench.deadline.remaining())
         self._longest_s = max(self._longest_s, before_s - self._bench.deadline.remaining())
         self._measured[level] = metrics
         probe = _judged(with_goodput(metrics, self._bench.slo), self._limits)
@@ -251,7 +252,8 @@ def in_words(knees: tuple[Knee, ...]) -> str:
 
 def _in_words(knee: Knee) -> str:
     worst = next((probe.worst for probe in knee.probes if probe.level == knee.breaks), "")
+    note = f"; {knee.note}" if knee.note else ""
     if knee.level is None:
-        return f"no level keeps the SLO: {knee.breaks} breaks {worst}"
+        return f"no level keeps the SLO: {knee.breaks} breaks {worst}{note}"
     above = f"; {knee.breaks} breaks {worst}" if knee.breaks else ""
-    return f"at {knee.level} in flight{above}" + (f"; {knee.note}" if knee.note else "")
+    return f"at {knee.level} in flight{above}{note}"

@@ -100,7 +100,7 @@ class Rung:
     max_minutes: int
     repeats: int = 1
     levels: LevelSearch | None = None
-    """When given, each load begins a search for the highest level that keeps the SLO, and its own is the lowest."""
+    """When given, each load begins a search for the highest level that keeps the SLO, and its own is tried first."""
 
     def requests(self, concurrency: int) -> int:
         """How many requests a load sends: two waves at least, because the first one does not count."""
@@ -216,13 +216,13 @@ class Knee:
 
     scenario: str
     level: int | None
-    """The highest level that kept the SLO; ``None`` when the lowest one broke it."""
+    """The highest level that kept the SLO; ``None`` when none that was tried did."""
     breaks: int | None
     """The lowest level that broke it; ``None`` when none did."""
     probes: tuple[Probe, ...]
     """In the order in which they were tried."""
     reachable: Mapping[str, float] = field(default_factory=dict)
-    """When the lowest level broke the SLO: the tightest limits that it would have kept."""
+    """When every level broke the SLO: the tightest limits that the lowest one would have kept."""
     note: str = ""
     """Why the search ended where it did, when that was not its tolerance."""
 
@@ -231,7 +231,7 @@ class Knee:
 class RungRecord:
     rung: int
     metrics: Metrics
-    """Where the level was searched: those of the knee, or of the lowest level if there is no knee."""
+    """Where the level was searched: those of the knee, or of the lowest level measured if there is no knee."""
     score: Score
     wall_s: float
     engine: EngineStats | None = None

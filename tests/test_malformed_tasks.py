@@ -399,7 +399,7 @@ MALFORMED = {
     "lowest above highest": (
         benchmark("capacity: {min: 9, max: 8}") + GOODPUT,
         "benchmark.capacity.max (line 4)",
-        ["8 is less than the lowest level, 9"],
+        ["8 is less than the level with which the search begins, 9"],
     ),
     "levels of a searched rung": (
         benchmark("rungs: [{num_concurrency: [1]}]") + GOODPUT,

@@ -18,6 +18,8 @@ from tests.fakes.trials import sample_metrics
 SLO = {"e2e_s": 2.0}
 SEARCH = LevelSearch(1, 64, 0.1)
 RUNG = Rung(1, (Load("D(100,100)", 1),), 20, 1, levels=SEARCH)
+HIGH = replace(RUNG, loads=(Load("D(100,100)", 32),))
+"""The search begins above most knees."""
 
 
 @dataclass
@@ -97,6 +99,82 @@ def test_a_configuration_that_cannot_work_is_no_knee(kind: FailureClass, level: 
     with pytest.raises(TrialInfeasible) as caught:
         measure(RUNG, engine.bench())
     assert caught.value.kind == kind
+
+
+def test_the_knee_may_lie_below_the_first_level() -> None:
+    """Then it is searched below, but not below the lowest that may be tried."""
+    engine = Engine()
+    (knee,) = measure(HIGH, engine.bench()).knees
+    assert engine.levels == [32, 16, 8, 12, 10, 11]
+    assert (knee.level, knee.breaks, knee.reachable) == (11, 12, {})
+    lowest = Engine()
+    (knee,) = measure(replace(HIGH, levels=LevelSearch(32, 64, 0.1)), lowest.bench()).knees
+    assert (lowest.levels, knee.level, knee.breaks) == ([32], None, 32)
+
+
+def test_the_reachable_slo_is_that_of_the_lowest_level() -> None:
+    """Not that of the first, and the score is of the same level."""
+    engine = Engine()
+    found = measure(HIGH, engine.bench(e2e_s=0.5))
+    (knee,) = found.knees
+    assert engine.levels == [32, 16, 8, 4, 2, 1]
+    assert (knee.level, knee.breaks, knee.reachable) == (None, 1, {"e2e_s": pytest.approx(1.0)})
+    assert [load.load.level for load in found.metrics.loads] == [1]
+
+
+@pytest.mark.parametrize("kind", ["request_errors", "timeout"])
+def test_the_first_level_may_be_too_high_for_the_engine(kind: FailureClass) -> None:
+    """Which can work, since a lower one does; one that fails at the lowest cannot."""
+    engine = Engine(faults={32: kind, 16: kind})
+    (knee,) = measure(HIGH, engine.bench()).knees
+    assert (engine.levels[:3], knee.level) == ([32, 16, 8], 11)
+    assert knee.probes[0].worst == f"{kind}: at 32"
+    dead = Engine(faults=dict.fromkeys((32, 16, 8, 4, 2, 1), kind))
+    with pytest.raises(TrialInfeasible) as caught:
+        measure(HIGH, dead.bench())
+    assert (caught.value.reason, dead.levels[-1]) == ("at 1", 1)
+
+
+def test_a_search_downwards_for_which_the_time_does_not_suffice() -> None:
+    """The lowest level so far is the answer, with the reason, also when the time ends in the lowest of all."""
+    found = measure(HIGH, Engine().bench(time_s=25, e2e_s=0.5))
+    assert [load.load.level for load in found.metrics.loads] == [16]
+    assert in_words(found.knees).endswith("; the time of the trial did not suffice to try 8")
+    hanging = Engine(faults={1: "timeout"}, load_s=10.0)
+    bench = hanging.bench(time_s=36, e2e_s=0.5)
+
+    def slow(rung: Rung, name: str, watch: Check) -> Metrics:
+        hanging.load_s = 30.0 if name == "level-1" else 10.0
+        return hanging(rung, name, watch)
+
+    (knee,) = measure(replace(HIGH, loads=(Load("D(100,100)", 2),)), replace(bench, run=slow)).knees
+    assert (knee.level, knee.breaks, knee.note) == (None, 2, "the time of the trial was over at 1")
+
+
+def test_a_trial_whose_time_ends_before_anything_was_measured_is_infeasible() -> None:
+    """Nothing is known of it that could be scored."""
+    with pytest.raises(TrialInfeasible, match="at 32"):
+        measure(HIGH, Engine(faults={32: "timeout"}, load_s=60.0).bench(time_s=50))
+
+
+def test_only_the_lowest_level_is_measured_whole_on_the_way_down() -> None:
+    """Those above it are lost as soon as that shows."""
+    found = measure(
+        replace(HIGH, max_requests=60), Slow().bench(cuts=True, objective="maximize_goodput", e2e_p99_s=1.0)
+    )
+    (knee,) = found.knees
+    assert [probe.worst.startswith("slo_lost") for probe in knee.probes] == [True] * 5 + [False]
+    assert (knee.breaks, knee.reachable) == (1, {"e2e_p99_s": pytest.approx(5.0)})
+    assert not found.metrics.loads[0].cut
+
+
+def test_of_a_level_that_was_cut_short_it_is_not_said_what_is_reachable() -> None:
+    """Where the time did not suffice for a lower one: the rest of its requests may have been slower."""
+    slow = Slow()
+    bench = slow.bench(cuts=True, objective="maximize_goodput", e2e_p99_s=1.0)
+    bench = replace(bench, deadline=Deadline.after(25, lambda: 10.0 * len(slow.ran)))
+    (knee,) = measure(replace(HIGH, max_requests=60), bench).knees
+    assert (knee.level, knee.breaks, knee.reachable) == (None, 16, {})
 
 
 def test_the_search_ends_when_the_trial_has_no_time_for_another_level() -> None:

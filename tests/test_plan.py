@@ -241,6 +241,24 @@ def test_goodput_searches_the_level_in_every_rung() -> None:
     assert p.trial_s[0] < p.trial_s[1]
 
 
+@pytest.mark.parametrize(
+    ("capacity", "search", "first", "most"),
+    [("null", LevelSearch(1, 512, 0.1), 32, 9), ("{min: 16, max: 64}", LevelSearch(16, 64, 0.1), 16, 7)],
+)
+def test_the_search_may_go_down_unless_the_task_says_where_it_ends(
+    capacity: str, search: LevelSearch, first: int, most: int
+) -> None:
+    """The loads are those of the first level; the plan counts those below it, too."""
+    p = plan(*GOODPUT, NONE, "benchmark.num_concurrency=[32]", f"benchmark.capacity={capacity}")
+    assert [(rung.levels, [load.level for load in rung.loads]) for rung in p.rungs] == [(search, [first])]
+    said = f"from {search.low} to {search.high}, beginning with {first}, to within 10%: at most {most} loads"
+    assert any(said in note for note in p.notes)
+    assert f"{search.low} to {search.high}, at most {most}" in shown(p)
+    whole = plan(*GOODPUT, NONE, "optimization.timeout_per_iteration=1000000", f"benchmark.capacity={capacity}",
+                 "benchmark.num_concurrency=[32]")  # fmt: skip
+    assert whole.trial_s[1] == 600 + most * (10 * 60 + 1)
+
+
 def test_rungs_of_a_searched_level_can_be_written() -> None:
     """With a tolerance of their own; without a scheduler there is one rung, and none is short of no requests."""
     written = ladder(task(*GOODPUT, "benchmark.rungs=[{max_requests: 5, tolerance: 0.5}, {max_minutes: 3}]"))

@@ -442,7 +442,9 @@ def test_who_is_carried_is_cut_in_its_last_rung_alone(tmp_path: Path) -> None:
 def test_the_searched_knee_stands_in_the_record(tmp_path: Path) -> None:
     """With every level that was tried, and in words beside the score; each level has a folder of its own."""
     trial, _, _ = make_trial(tmp_path, objective="maximize_goodput", slo={"e2e_s": 3.0})
-    trial.job = replace(trial.job, rungs=(replace(RUNGS[0], levels=LevelSearch(1, 4, 0.1)),))
+    trial.job = replace(
+        trial.job, rungs=(replace(RUNGS[0], loads=(Load("D(10,10)", 1),), levels=LevelSearch(1, 4, 0.1)),)
+    )
     record = run(trial)
     assert record.score is not None
     assert record.score.at == "at 4 in flight; 4 is the highest level that may be tried"

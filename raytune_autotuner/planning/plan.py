@@ -19,7 +19,7 @@ from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.objectives import OBJECTIVES, title
 from raytune_autotuner.planning import impossible
 from raytune_autotuner.planning.experience import Experience
-from raytune_autotuner.planning.levels import SHORT_REQUESTS, capacity_search, searching_ladder
+from raytune_autotuner.planning.levels import SHORT_REQUESTS, capacity_search, first_level, searching_ladder
 from raytune_autotuner.planning.space import MAX_CANDIDATES, Space
 from raytune_autotuner.records import Load, Parameters, Rung
 from raytune_autotuner.task import scenarios
@@ -302,7 +302,7 @@ def unpayable(plan: Plan) -> Iterator[tuple[str, str]]:
 def _rung_s(benchmark: Benchmark, rung: Rung) -> Span:
     bound_s = 60.0 * rung.max_minutes
     best = sum(min(bound_s, _load_s(benchmark, load, rung.max_requests)) for load in rung.loads)
-    most = len(rung.loads) * (most_probes(rung.levels) if rung.levels else 1)
+    most = sum(most_probes(rung.levels, load.level) if rung.levels else 1 for load in rung.loads)
     return rung.repeats * (best + CLIENT_S * len(rung.loads)), rung.repeats * most * (bound_s + CLIENT_S)
 
 
@@ -349,12 +349,12 @@ def _search_notes(task: Task) -> Iterator[str]:
     """Of an objective that searches the level of concurrency."""
     if not OBJECTIVES[task.optimization.objective].searches_level:
         return
-    search, levels = capacity_search(task), task.benchmark.levels
+    search, first, levels = capacity_search(task), first_level(task), task.benchmark.levels
     yield (
-        f"the level is searched from {search.low} to {search.high}, to within {search.tolerance:.0%}: at most "
-        f"{most_probes(search)} loads per scenario"
+        f"the level is searched from {search.low} to {search.high}, beginning with {first}, to within "
+        f"{search.tolerance:.0%}: at most {most_probes(search, first)} loads per scenario"
     )
-    if len(levels) > 1:
+    if len(levels) > 1 and first == min(levels):
         yield f"of benchmark.num_concurrency only the lowest, {min(levels)}, is used: the search begins there"
 
 
@@ -450,7 +450,8 @@ def _rung_table(rungs: Sequence[Rung]) -> Table:
         texts = dict.fromkeys(load.scenario for load in rung.loads)
         levels = dict.fromkeys(str(load.level) for load in rung.loads)
         if rung.levels is not None:
-            levels = {f"{rung.levels.low} to {rung.levels.high}, at most {most_probes(rung.levels)}": None}
+            most = max(most_probes(rung.levels, load.level) for load in rung.loads)
+            levels = {f"{rung.levels.low} to {rung.levels.high}, at most {most}": None}
         numbers = (str(n) for n in (rung.max_requests, rung.max_minutes, rung.repeats))
         table.add_row(str(rung.index + 1), Text(" ".join(texts)), " ".join(levels), *numbers)
     return table

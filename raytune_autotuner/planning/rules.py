@@ -9,7 +9,7 @@ from pathlib import Path
 from raytune_autotuner.goodput import ATTAINMENT, PER_REQUEST, request_limits
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.objectives import OBJECTIVES, upper_limits
-from raytune_autotuner.planning.levels import capacity_search
+from raytune_autotuner.planning.levels import capacity_search, first_level
 from raytune_autotuner.task import scenarios, taskfile
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.task.taskfile import Fault, meant
@@ -113,8 +113,8 @@ def _capacity(task: Task) -> Iterator[Fault]:
     if benchmark.capacity is not None and not searched:
         valid = ", ".join(each for each, objective in OBJECTIVES.items() if objective.searches_level)
         yield at, f"has no effect on the objective {name}; it is for {valid}"
-    elif searched and (search := capacity_search(task)).low > search.high:
-        yield (*at, "max"), f"{search.high} is less than the lowest level, {search.low}"
+    elif searched and (first := first_level(task)) > (high := capacity_search(task).high):
+        yield (*at, "max"), f"{high} is less than the level with which the search begins, {first}"
     for n, rung in enumerate(benchmark.rungs or ()):
         if searched and rung.num_concurrency is not None:
             yield ("benchmark", "rungs", n, "num_concurrency"), f"has no effect: {name} searches the level"

@@ -191,7 +191,13 @@ class Optimization(Model):
 class Capacity(Model):
     """Where the knee of the objectives ``maximize_goodput`` and ``maximize_goodput_tokens`` is looked for."""
 
-    min: int | None = Field(None, ge=1, le=100_000, description="the lowest level; default: that of num_concurrency")
+    min: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description="the lowest level, where the search begins; default: it begins at the lowest of num_concurrency, "
+        "and goes down to 1 where that breaks the SLO",
+    )
     max: int = Field(512, ge=1, le=100_000, description="the highest level that is tried")
     tolerance: float = Field(
         0.1, gt=0, le=1, description="the level that breaks the SLO lies at most this share above the one that keeps it"

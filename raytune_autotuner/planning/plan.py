@@ -164,8 +164,8 @@ def make_plan(
         gpu_hours=gpu_hours,
         cost=(gpu_hours[0] * price, gpu_hours[1] * price) if price else None,
         notes=(
-            *_notes(task, engine, points, grid_points),
-            *(() if gpus_of else _runtime_notes(task, experience)),
+            *_notes(task, points, grid_points),
+            *(() if gpus_of else _runtime_notes(task, engine, experience)),
             *_search_notes(task),
             *impossible.notes(task, engine, examples),
         ),
@@ -315,15 +315,13 @@ def _load_s(benchmark: Benchmark, load: Load, requests: int) -> float:
     return math.ceil(requests / clients) * (input_tokens / BEST_PREFILL_TOKENS_PER_S + output_tokens * BEST_TPOT_S)
 
 
-def _notes(task: Task, engine: Engine, points: int, grid_points: int | None) -> Iterator[str]:
+def _notes(task: Task, points: int, grid_points: int | None) -> Iterator[str]:
     if task.ome.benchmark == "benchmark_job":
         from raytune_autotuner.benchmarks import ome_job  # the client of Kubernetes is slow to import
 
         yield from ome_job.notes(task.benchmark)
     """What the task leaves open and how it was read."""
     benchmark, iterations = task.benchmark, task.optimization.max_iterations
-    if task.engine is None:
-        yield f"the engine is read from the runtime at the start; names were checked against {engine.name}"
     if not benchmark.traffic_scenarios:
         yield f"no traffic scenario is given: {', '.join(benchmark.scenarios)} is used"
     if grid_points == 0:
@@ -334,8 +332,10 @@ def _notes(task: Task, engine: Engine, points: int, grid_points: int | None) -> 
         yield f"there are {grid_points} configurations, fewer than max_iterations ({iterations}): each is tried once"
 
 
-def _runtime_notes(task: Task, experience: Experience | None) -> Iterator[str]:
-    """How GPUs were counted whose number the flags of a runtime decide that was not read yet."""
+def _runtime_notes(task: Task, engine: Engine, experience: Experience | None) -> Iterator[str]:
+    """What is assumed of a runtime that was not read yet."""
+    if task.engine is None:
+        yield f"the engine is read from the runtime at the start; names were checked against {engine.name}"
     if task.backend == "ome" and task.resources.gpus is None:
         if experience is None or experience.runtime_args is None:
             yield "GPUs were counted without the flags of the runtime, which is read at the start"

@@ -16,8 +16,7 @@ from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import WAITING, held_s, own_s
 from raytune_autotuner.objectives import rank
-from raytune_autotuner.planning.plan import examples_of, make_plan
-from raytune_autotuner.planning.space import Space
+from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.records import BudgetState, Parameters, TrialRecord, TrialState, config_hash, refuted_configs
 from raytune_autotuner.setup import Setup
@@ -42,9 +41,10 @@ class Purse:
         self._said = _said_before(setup.folder, self._limits)
         self._closed = self._said.search if self._said.search and self._books.has_confirmed() else None
         """Why the search has ended for good: confirming has begun."""
-        self._at_worst_s = make_plan(setup.task, setup.engine).trial_s[1] if self._limits else 0.0
-        gpus = _gpus(setup) if self._limits else [0]
-        self._least_gpus, self._has_gpus = min(gpus), max(gpus) > 0
+        plan = make_plan(setup.task, setup.engine, gpus_of=setup.gpus) if self._limits else None
+        self._at_worst_s = plan.trial_s[1] if plan else 0.0
+        self._least_gpus, most = plan.gpus if plan else (0, 0)
+        self._has_gpus = most > 0
         self._lacked: str | None = None
         """Why the last one could not be paid for that was asked for."""
         self._lock = threading.Lock()
@@ -150,12 +150,6 @@ def _said_before(folder: ExperimentFolder, limits: Limits | None) -> BudgetState
     now, before = BudgetState(0.0, gpu_s=limits.gpu_s, wall_s=limits.wall_s), folder.budget()
     same = before is not None and (before.gpu_s, before.wall_s) == (now.gpu_s, now.wall_s)
     return replace(now, search=before.search) if before is not None and same else now
-
-
-def _gpus(setup: Setup) -> list[int]:
-    """Of the trials that the search may come to."""
-    examples, _ = examples_of(setup.task, Space.of(setup.task, setup.engine))
-    return [setup.gpus(each) for each in examples or ({},)]
 
 
 @dataclass(frozen=True)

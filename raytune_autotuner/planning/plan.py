@@ -236,7 +236,8 @@ def _by_task(task: Task, engine: Engine, experience: Experience | None) -> Calla
     beside = gpu_count(engine, ome.decoder.parameters, ()) * ome.decoder.replicas if ome.decoder else 0
 
     def gpus(parameters: Parameters) -> int:
-        return (gpu_count(engine, parameters, (*args, *task.extra_args)) if own is None else own) * ome.replicas + beside
+        each = gpu_count(engine, parameters, (*args, *task.extra_args)) if own is None else own
+        return each * ome.replicas + beside
 
     return gpus
 

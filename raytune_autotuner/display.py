@@ -214,10 +214,11 @@ def _outcome(record: TrialRecord) -> str:
         failure = f": {record.failure.kind}" if record.failure else ""
         old = age(datetime.fromisoformat(reused.measured_at))
         return f"{record.outcome}{failure}, from {reused.experiment}, {old} old"
+    outcome = "stopped early" if was_stopped_early(record) else record.outcome
     if record.failure is None:
-        return "stopped early" if was_stopped_early(record) else record.outcome
+        return outcome
     first = record.failure.reason.splitlines()[0] if record.failure.reason else ""
-    return f"{record.outcome}: {record.failure.kind} - {first[:100]}"
+    return f"{outcome}: {record.failure.kind} - {first[:100]}"
 
 
 def _last_score(record: TrialRecord) -> str:

@@ -119,7 +119,7 @@ def own_s(trial: TrialRecord | TrialState) -> float:
 
 
 def was_stopped_early(record: TrialRecord) -> bool:
-    """Stopped because others were better, not because somebody ended the experiment."""
+    """Stopped for what it measured (others were better, or see ``CUT``), not by somebody or the budget."""
     return record.outcome == "stopped" and (record.failure is None or record.failure.kind in CUT)
 
 

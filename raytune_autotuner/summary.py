@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from raytune_autotuner.ledger import charged
+from raytune_autotuner.ledger import charged, was_stopped_early
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.records import Score, TrialRecord, refuted_configs
 
@@ -37,11 +37,11 @@ class Summary:
 
 def ending(record: TrialRecord) -> str:
     """How a trial ended, in words; what somebody interrupted was not stopped for being worse."""
-    if record.outcome == "stopped":
-        if record.failure is None:
-            return "stopped early"
-        return "out of budget" if record.failure.kind == "budget" else "interrupted"
-    return record.outcome
+    if record.outcome != "stopped":
+        return record.outcome
+    if was_stopped_early(record):
+        return "stopped early"
+    return "out of budget" if record.failure and record.failure.kind == "budget" else "interrupted"
 
 
 ENDINGS = ("completed", "stopped early", "infeasible", "failed", "out of budget", "interrupted")

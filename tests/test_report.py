@@ -256,6 +256,26 @@ def test_a_lost_node_is_no_configuration_that_could_not_work(facts: report.Repor
     assert "2 lost to the infrastructure" in note
 
 
+def test_a_trial_that_was_cut_short_was_stopped_early_and_says_why(facts: report.Report) -> None:
+    """It is counted with those that others were better than, and is no interruption."""
+    cut = Failure("slo_lost", "ttft_p99_s (limit 1 s): 9 of at most 64 requests took longer, 2 are enough")
+    first, second, third, fourth, *_ = facts.results.records
+    records = [
+        first,
+        replace(second, outcome="stopped", score=None, failure=cut),
+        replace(third, outcome="stopped", score=None, failure=None),
+        replace(fourth, outcome="stopped", score=None, failure=Failure("interrupted", "somebody")),
+    ]
+    found = with_records(facts, *records)
+    note = next(tile.note for tile in answer.tiles(found) if tile.label == "trials")
+    assert note == "2 stopped early"
+    page = report.html(found)
+    assert f"<td>stopped early: {cut.kind}</td>" in page
+    for shown in (page, report.markdown(found)):
+        assert "What failed or was cut short, and why" in shown
+        assert "requests took longer, 2 are enough" in shown
+
+
 def test_failures_are_counted_by_class_with_their_proof(facts: report.Report) -> None:
     """The most frequent first; the lines of the log that tell are with them."""
     groups = evidence.failures(facts.results)

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from raytune_autotuner import display
+from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.export import PREFIX, provenance
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import Context, score
@@ -300,6 +301,14 @@ def test_when_nothing_keeps_the_slo_the_closest_is_named(tmp_path: Path) -> None
     assert results.closest.parameters == {"a": 1}
     assert results.closest.score is not None
     assert "e2e_p99_s" in results.closest.score.worst
+
+
+@pytest.mark.parametrize(("kind", "said"), [("slo_lost", "stopped early: slo_lost - why"), ("budget", "stopped: bud")])
+def test_the_terminal_says_why_a_trial_was_cut_short(kind: FailureClass, said: str, tmp_path: Path) -> None:
+    """That is an early stop; the end of the budget is none."""
+    cut = record(1, {"a": 1}, 1.0, outcome="stopped", rungs=1, failure=Failure(kind, "why"))
+    results = load_results(folder_with(tmp_path, record(0, {}, 2.0, purpose="baseline"), cut), task())
+    assert said in said_of(results)
 
 
 def test_the_results_file_has_the_keys_that_readers_know(tmp_path: Path) -> None:

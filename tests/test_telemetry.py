@@ -15,7 +15,7 @@ import pytest
 from raytune_autotuner import telemetry
 from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.folder import ExperimentFolder
-from raytune_autotuner.ledger import charged
+from raytune_autotuner.ledger import CUT, charged
 from raytune_autotuner.proposal import LABEL_LENGTH, Proposal, label
 from raytune_autotuner.records import Failure, Outcome, Parameters, Purpose, Score, TrialId, TrialRecord, config_hash
 from raytune_autotuner.sessions import JOB_VARIABLE
@@ -100,13 +100,14 @@ def test_a_summary_counts_endings_scores_and_what_was_held() -> None:
         ended(4, "stopped"),
         ended(5, "stopped", failure=Failure("interrupted", "")),
         ended(6, "infeasible"),
+        *(ended(7 + n, "stopped", failure=Failure(kind, "why")) for n, kind in enumerate(CUT)),
     ]
     found = summarise(records, 10, running=1)
-    assert found.outcomes == {"completed": 4, "stopped early": 1, "interrupted": 1, "infeasible": 1}
-    assert (found.ended, found.best, found.baseline) == (7, throughput(80), throughput(50))
-    assert found.held_s == {"benchmark": 60.0 * (2 + 4 + 5)}
+    assert found.outcomes == {"completed": 4, "stopped early": 3, "interrupted": 1, "infeasible": 1}
+    assert (found.ended, found.best, found.baseline) == (9, throughput(80), throughput(50))
+    assert found.held_s == {"benchmark": 60.0 * (2 + 4 + 7)}
     assert found.has_gpus
-    assert ending(records[4]) == "stopped early"
+    assert {ending(records[n]) for n in (4, 7, 8)} == {"stopped early"}
     assert charged(records[1]) == {"benchmark": 240.0}
 
 

@@ -17,7 +17,7 @@ from starlette.testclient import TestClient
 from raytune_autotuner import overview, report
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
-from raytune_autotuner.records import SearchEnd, TrialId, config_hash
+from raytune_autotuner.records import Failure, SearchEnd, TrialId, config_hash
 from raytune_autotuner.results import load_results, to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
@@ -318,6 +318,20 @@ def test_a_failed_trial_shows_the_lines_that_prove_it(folder: Path) -> None:
     trials = client(folder).get(f"/api/v1/experiments/{DONE}/trials?standing=infeasible&q=out+of+memory").json()
     shown = client(folder).get(f"/experiments/{DONE}/trials/{trials['trials'][0]['name']}").text
     assert not texts(shown, "out of memory", "lower mem_fraction_static", "<mark>")
+
+
+def test_a_trial_that_was_cut_short_says_why_it_was_stopped_early(tmp_path: Path) -> None:
+    """On its page, and in the list, which finds it by that."""
+    fill(tmp_path)
+    target = ExperimentFolder(Storage(str(tmp_path)), DONE)
+    last = target.records()[5]
+    cut = replace(last, outcome="stopped", score=None, failure=Failure("saturated", "it rises with 9 in the queue"))
+    target.save_record(cut)
+    asked = client(tmp_path)
+    shown = asked.get(f"/experiments/{DONE}/trials/{cut.trial.name}").text
+    assert not texts(shown, "Why it was stopped early: saturated", "it rises with 9 in the queue")
+    listed = asked.get(f"/api/v1/experiments/{DONE}/trials?standing=stopped+early&q=saturated").json()["trials"]
+    assert [each["name"] for each in listed] == [cut.trial.name]
 
 
 def test_what_is_in_a_log_is_not_html(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from raytune_autotuner.ledger import was_stopped_early
 from raytune_autotuner.objectives import facts_of, measured
 from raytune_autotuner.planning.plan import duration
 from raytune_autotuner.records import Parameters, Score
@@ -151,7 +152,7 @@ def _cost_tile(results: Results) -> Tile:
 def _trials_tile(report: Report) -> Tile:
     records = report.results.records
     counts = {
-        "stopped early": sum(r.outcome == "stopped" and r.failure is None for r in records),
+        "stopped early": sum(map(was_stopped_early, records)),
         "could not work": sum(r.outcome == "infeasible" for r in records),
         "lost to the infrastructure": sum(r.outcome == "failed" for r in records),
     }

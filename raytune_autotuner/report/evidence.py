@@ -167,7 +167,7 @@ def first_line(text: str) -> str:
 
 
 def failures(results: Results) -> list[FailureGroup]:
-    """What failed, by class, the most frequent first; interruptions are no failures."""
+    """What failed or was cut short, by class, the most frequent first; interruptions are neither."""
     kinds: dict[str, list[TrialRecord]] = {}
     for record in results.records:
         if record.failure and record.failure.kind in FAILURE_CLASSES and record.failure.kind != "interrupted":

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 
 from raytune_autotuner import overview, plots
+from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import ledger
 from raytune_autotuner.plots.view import View, when
 from raytune_autotuner.records import Failure, TrialRecord
 from raytune_autotuner.results import Results, load_results
+from raytune_autotuner.summary import ending
 from tests.example_experiment import Example, build
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -83,6 +85,15 @@ def test_the_best_so_far_only_gets_better_and_keeps_the_slo(results: Results) ->
     assert results.winner is not None
     assert results.winner.score is not None
     assert best[-1] == results.winner.score.value
+
+
+@pytest.mark.parametrize("kind", ["interrupted", "budget", "slo_lost"])
+def test_a_trial_that_was_ended_is_drawn_as_what_it_ended_as(kind: FailureClass, results: Results) -> None:
+    """Whoever ended it: somebody, the budget, or what it had measured."""
+    first, second, *_ = results.records
+    cut = replace(second, outcome="stopped", score=None, failure=Failure(kind, "why"))
+    plot = plots.figures(only(results, first, cut), names=["best_so_far"])["best_so_far"]
+    assert f"{ending(cut)} (1)" in traces(plot)
 
 
 def test_importance_is_drawn_with_its_uncertainty(results: Results) -> None:

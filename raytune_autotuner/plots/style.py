@@ -23,6 +23,7 @@ ENDING_COLOURS: Mapping[str, str] = {
     "stopped early": GOLD,
     "infeasible": VERMILION,
     "failed": PURPLE,
+    "out of budget": DUSK,
     "interrupted": GREY,
     "running": TEAL,
 }
@@ -31,6 +32,7 @@ ENDING_SYMBOLS: Mapping[str, str] = {
     "stopped early": "circle-open",
     "infeasible": "x",
     "failed": "cross",
+    "out of budget": "square-open",
     "interrupted": "diamond-open",
     "running": "triangle-right",
 }

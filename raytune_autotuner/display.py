@@ -244,8 +244,7 @@ def _winner(results: Results) -> Iterator[Text]:
             yield Text(
                 f"Closest to the SLO: {parameters_text(results.closest.parameters)}; {results.closest.score.worst}"
             )
-            limits = ", ".join(f"{name} {limit:.4g}" for name, limit in results.reachable_slo.items())
-            yield Text(f"The tightest SLO that it would keep: {limits}")
+        yield from map(Text, results.near)
         return
     title = "Best in the search" if results.is_best else "Winner"
     yield Text(f"{title}: {parameters_text(winner.parameters)}  {_last_score(winner)}", style="bold green")

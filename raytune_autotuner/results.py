@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from raytune_autotuner import pareto
+from raytune_autotuner import objectives, pareto
 from raytune_autotuner.budget import Limits, hours
 from raytune_autotuner.canary import NOT_COMPARED
 from raytune_autotuner.confirmation import Confirmation
@@ -22,6 +24,7 @@ from raytune_autotuner.metrics import LATENCIES
 from raytune_autotuner.objectives import over_loads, reachable
 from raytune_autotuner.ranking import Ranking, rank
 from raytune_autotuner.records import BudgetState, Outcome, Parameters, SearchEnd, TrialRecord
+from raytune_autotuner.summary import ending
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Verdict
 
@@ -56,7 +59,7 @@ class Results:
     baseline: TrialRecord | None
     winner: TrialRecord | None
     closest: TrialRecord | None
-    """When nothing keeps the SLO: the trial that comes closest to it."""
+    """When nothing keeps the SLO: the trial that comes closest to it, of those that were measured whole."""
     verdict: Verdict | None
     ranking: Ranking
     ledger: Ledger
@@ -84,6 +87,33 @@ class Results:
         if self.closest is None or not self.closest.rungs:
             return {}
         return reachable(self.closest.rungs[-1].metrics, self.task.optimization.slo)
+
+    @property
+    def closer(self) -> TrialRecord | None:
+        """When nothing keeps the SLO: the trial that came closer than ``closest`` as far as it was measured."""
+        slo = self.task.optimization.slo
+        if self.winner is not None or not slo:
+            return None
+        ended = (record for record in self.search if record.outcome == "stopped" and record.rungs)
+        found = (r for r in ended if r.rungs[-1].score.violation < _as_far(self.closest, r, slo))
+        return min(found, key=lambda record: objectives.rank(record.rungs[-1].score), default=None)
+
+    @property
+    def near(self) -> tuple[str, ...]:
+        """When nothing keeps the SLO: what is reachable, and who may reach more, in words."""
+        limits = ", ".join(f"{name} {limit:.4g}" for name, limit in self.reachable_slo.items())
+        return tuple(filter(None, (limits and f"The tightest SLO that it would keep: {limits}.", self.closer_said)))
+
+    @property
+    def closer_said(self) -> str:
+        """How far ``closer`` came and what measures it whole, in words; empty without one."""
+        if (record := self.closer) is None:
+            return ""
+        where = f"{'in' if record.rungs[-1].cut else 'after'} rung {len(record.rungs)} of {record.total_rungs}"
+        came = f"came {'closer' if self.closest else 'closest'} as far as it was measured ({ending(record)} {where})"
+        command = f"raytune-autotuner trial task.json --params {shlex.quote(json.dumps(dict(record.parameters)))}"
+        reached = record.rungs[-1].score.worst or "it kept the SLO"
+        return f"Trial #{record.number} {came}: {reached}. Measure it whole with `{command}`."
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -129,6 +159,17 @@ class Results:
     @property
     def search(self) -> tuple[TrialRecord, ...]:
         return tuple(r for r in self.records if r.trial.purpose == "search")
+
+
+def _as_far(closest: TrialRecord | None, other: TrialRecord, slo: Mapping[str, float]) -> float:
+    """The violation of the closest trial: in all, or if less, over what the other one had measured by its end."""
+    if closest is None or not closest.rungs:
+        return math.inf
+    last = other.rungs[-1]
+    same = next((rung.metrics for rung in closest.rungs if rung.rung == last.rung), closest.rungs[-1].metrics)
+    ran = {each.load for each in last.metrics.loads}
+    there = replace(same, loads=tuple(each for each in same.loads if each.load in ran) or same.loads)
+    return min(objectives.violation(there, slo)[0], closest.rungs[-1].score.violation)
 
 
 def load_results(folder: ExperimentFolder, task: Task) -> Results:
@@ -240,7 +281,7 @@ def _terms(task: Task, folder: ExperimentFolder) -> Terms:
 
 def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
     """The results file: the keys that existing readers know, and what is new."""
-    best = results.winner
+    best, closer = results.winner, results.closer
     return {
         "task_name": results.task.task_name,
         "experiment": results.experiment,
@@ -251,6 +292,7 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "baseline": _entry(results.baseline) if results.baseline else None,
         "closest_to_slo": _entry(results.closest) if results.closest else None,
         "reachable_slo": results.reachable_slo,
+        "came_closer": {"trial": closer.trial.name, "reason": results.closer_said} if closer else None,
         "caveats": list(results.caveats),
         "verdict": asdict(results.verdict) if results.verdict else None,
         "refuted": [{"trial": record.trial.name, "reason": why} for record, why in results.refuted],

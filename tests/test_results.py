@@ -385,3 +385,65 @@ def test_an_slo_that_nothing_keeps_names_the_tightest_one_that_is_reachable(tmp_
         folder.save_record(record(number, {"a": number} if number else {}, e2e_s, purpose=purpose, slo=slo))
     found = load_results(folder, task(slo=slo)).reachable_slo
     assert found == {"e2e_p99_s": pytest.approx(1.0, rel=0.1), "ttft_p99_s": 5.0}
+
+
+TIGHT = {"e2e_p99_s": 0.5}
+
+
+def cut_short(number: int, e2e_s: float, *, level: int = 4) -> TrialRecord:
+    """In its first rung, by a load that lost the SLO."""
+    lost = Failure("slo_lost", "too many took longer")
+    made = record(number, {"a": number}, e2e_s, outcome="stopped", rungs=1, failure=lost, slo=TIGHT)
+    metrics = sample_metrics(0, e2e_s, level=level)
+    scored = score(metrics, Context(0, task(slo=TIGHT).optimization))
+    return replace(made, rungs=(replace(made.rungs[0], metrics=metrics, score=scored, cut=lost),))
+
+
+def test_who_came_closer_to_the_slo_without_being_measured_whole_is_told_beside_what_is_reachable(
+    tmp_path: Path,
+) -> None:
+    """What is called reachable was measured whole; the other one is named with what measures it so."""
+    base = record(0, {}, 4.0, purpose="baseline", slo=TIGHT)
+    results = load_results(folder_with(tmp_path, base, cut_short(1, 0.7), cut_short(2, 0.6)), task(slo=TIGHT))
+    assert results.closest == base
+    assert results.reachable_slo == {"e2e_p99_s": pytest.approx(4.0, rel=0.1)}
+    reachable, closer = results.near
+    assert reachable == f"The tightest SLO that it would keep: e2e_p99_s {results.reachable_slo['e2e_p99_s']:.4g}."
+    assert closer == (
+        "Trial #2 came closer as far as it was measured (stopped early in rung 1 of 2): e2e_p99_s 0.6, limit <= 0.5. "
+        """Measure it whole with `raytune-autotuner trial task.json --params '{"a": 2}'`."""
+    )
+    told = " ".join(said_of(results).split())
+    assert reachable in told
+    assert closer in told
+    assert document(results, {})["came_closer"] == {"trial": f"search-{config_hash({'a': 2})}", "reason": closer}
+
+
+def test_where_nothing_was_measured_whole_the_closest_is_told_all_the_same(tmp_path: Path) -> None:
+    """And nothing is called reachable."""
+    dead = record(0, {}, 4.0, purpose="baseline", outcome="infeasible", rungs=0, failure=OOM)
+    results = load_results(folder_with(tmp_path, dead, cut_short(1, 0.6)), task(slo=TIGHT))
+    assert results.closest is None
+    assert results.reachable_slo == {}
+    (said,) = results.near
+    assert said.startswith("Trial #1 came closest as far as it was measured")
+
+
+@pytest.mark.parametrize(("first_load_s", "closer"), [(0.8, False), (1.2, True)])
+def test_how_far_a_trial_came_is_compared_at_the_loads_that_it_had(
+    first_load_s: float, closer: bool, tmp_path: Path
+) -> None:
+    """It was cut short at 1 s in the first load; the whole trial came to 4 s in the second."""
+    base = record(0, {}, 4.0, purpose="baseline", slo=TIGHT)
+    light = sample_metrics(0, first_load_s, level=1).loads
+    rungs = tuple(replace(r, metrics=replace(r.metrics, loads=(*light, *r.metrics.loads))) for r in base.rungs)
+    records = (replace(base, rungs=rungs), cut_short(1, 1.0, level=1))
+    assert bool(load_results(folder_with(tmp_path, *records), task(slo=TIGHT)).closer) is closer
+
+
+@pytest.mark.parametrize("slo", [{}, {"e2e_p99_s": 9.0}])
+def test_nobody_came_closer_where_the_slo_is_kept_or_there_is_none(slo: dict[str, float], tmp_path: Path) -> None:
+    """Also while nothing has been measured whole."""
+    stopped = record(1, {"a": 1}, 1.0, outcome="stopped", rungs=1, slo=slo)
+    whole = [record(0, {}, 2.0, purpose="baseline", slo=slo)] if slo else []
+    assert load_results(folder_with(tmp_path, *whole, stopped), task(slo=slo)).near == ()

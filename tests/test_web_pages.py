@@ -110,6 +110,27 @@ def test_an_experiment_has_its_answer_first(folder: Path) -> None:
     assert not texts(shown, "tp_size", "TTFT p99", "stopped early", "sglang.launch_server")
 
 
+def test_what_is_reachable_is_said_where_nothing_keeps_the_slo(tmp_path: Path) -> None:
+    """On the page and in every report, with who came closer without having been measured whole."""
+    limits = {"optimization": {"slo": {"ttft_p99_s": 0.001}}}
+    folder = build(tmp_path, Example(name="tight", trials=20, confirm=0, requests=4, task=limits))
+    made = overview.read_task(folder)
+    closest = load_results(folder, made).closest
+    assert closest is not None
+    near = replace(closest, trial=TrialId("search", "near"), number=99, outcome="stopped", score=None)
+    rung = replace(near.rungs[0], score=replace(near.rungs[0].score, violation=0.5, worst="TTFT 0.0015"))
+    folder.save_record(replace(near, rungs=(rung,)))
+    results = load_results(folder, made)
+    reachable, closer = results.near
+    assert reachable.startswith("The tightest SLO that it would keep: ttft_p99_s ")
+    assert closer.startswith("Trial #99 came closer")
+    shown, found = client(tmp_path).get("/experiments/tight").text, report.read(folder)
+    for text in (shown, report.html(found), report.markdown(found)):
+        plain = html.unescape(text).replace("\\", "")
+        assert reachable in plain
+        assert closer in plain
+
+
 def test_who_did_not_hold_up_is_said_beside_the_answer(tmp_path: Path) -> None:
     """On the page, in the report and by the API; the winner is the one that took its place."""
     folder = build(tmp_path, Example(name="out", trials=20, confirm=2, requests=4, out=True))

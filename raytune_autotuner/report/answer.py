@@ -104,15 +104,11 @@ def _without_verdict(results: Results) -> Answer:
 def _nothing_feasible(results: Results) -> Answer:
     if not any(record.rungs or record.outcome == "infeasible" for record in results.records):
         return Answer("NO ANSWER", "neutral", "Nothing has been measured.", "No trial has come to a result.")
+    headline, why = "No configuration works.", "No trial was measured to the end; see what failed and why."
     if results.closest and results.closest.score:
-        near = f"Trial #{results.closest.number} comes closest: {results.closest.score.worst}."
-        return Answer("NOTHING FEASIBLE", "bad", "No configuration keeps the SLO.", near)
-    return Answer(
-        "NOTHING FEASIBLE",
-        "bad",
-        "No configuration works.",
-        "No trial was measured to the end; see what failed and why.",
-    )
+        headline = "No configuration keeps the SLO."
+        why = f"Trial #{results.closest.number} comes closest: {results.closest.score.worst}."
+    return Answer("NOTHING FEASIBLE", "bad", headline, " ".join((why, *results.near)))
 
 
 def tiles(report: Report) -> list[Tile]:

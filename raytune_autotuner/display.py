@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -21,7 +20,6 @@ from rich.text import Text
 from raytune_autotuner import pareto
 from raytune_autotuner.board import COLOURS, SHOWN_TRIALS, parameters_text, score_text
 from raytune_autotuner.board import board as live_board
-from raytune_autotuner.earlier import age
 from raytune_autotuner.folder import ExperimentFolder, Kept
 from raytune_autotuner.importance import Importances
 from raytune_autotuner.ledger import Ledger, Savings, was_stopped_early
@@ -30,6 +28,7 @@ from raytune_autotuner.overview import Overview
 from raytune_autotuner.pareto import Front
 from raytune_autotuner.records import SearchEnd, TrialRecord, TrialState
 from raytune_autotuner.results import Results
+from raytune_autotuner.summary import origin
 from raytune_autotuner.verdict import Verdict
 
 POLL_S, REMOTE_POLL_S = 0.5, 5.0
@@ -210,10 +209,8 @@ def _trials(results: Results) -> RenderableType:
 
 def _outcome(record: TrialRecord) -> str:
     if record.reused_from is not None:
-        reused = record.reused_from
         failure = f": {record.failure.kind}" if record.failure else ""
-        old = age(datetime.fromisoformat(reused.measured_at))
-        return f"{record.outcome}{failure}, from {reused.experiment}, {old} old"
+        return f"{record.outcome}{failure}, {origin(record)}"
     outcome = "stopped early" if was_stopped_early(record) else record.outcome
     if record.failure is None:
         return outcome

@@ -368,7 +368,7 @@ def trials_csv(results: Results) -> str:
     names = sorted({name for r in results.records for name in r.parameters})
     columns = ["number", "trial", "purpose", "outcome", "reason", "rungs", "score", "unit", "slo_violation", "wall_s"]
     columns += ["gpus", "node", *MEASURED_COLUMNS]
-    columns += ["knee", "breaks"]
+    columns += ["knee", "breaks", "reused_from", "measured_at"]
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow([*columns, *names])
@@ -394,6 +394,8 @@ def _row(record: TrialRecord) -> list[object]:
         record.node or "",
         *(_over_loads(record, name) for name in MEASURED_COLUMNS),
         *_knees(record),
+        f"{record.reused_from.experiment}/{record.reused_from.trial}" if record.reused_from else "",
+        record.reused_from.measured_at if record.reused_from else "",
     ]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
+from raytune_autotuner.earlier import age
 from raytune_autotuner.ledger import charged, was_stopped_early
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.records import Score, TrialRecord, refuted_configs
@@ -42,6 +44,12 @@ def ending(record: TrialRecord) -> str:
     if was_stopped_early(record):
         return "stopped early"
     return "out of budget" if record.failure and record.failure.kind == "budget" else "interrupted"
+
+
+def origin(record: TrialRecord) -> str:
+    """Where a measurement was taken over from, and how old it is; empty of one that was made here."""
+    reused = record.reused_from
+    return f"from {reused.experiment}, {age(datetime.fromisoformat(reused.measured_at))} old" if reused else ""
 
 
 ENDINGS = ("completed", "stopped early", "infeasible", "failed", "out of budget", "interrupted")

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import io
 import json
 import re
 import zipfile
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from starlette.testclient import TestClient
 
-from raytune_autotuner import overview, report
+from raytune_autotuner import display, overview, report
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
-from raytune_autotuner.records import Failure, SearchEnd, TrialId, config_hash
+from raytune_autotuner.plots.style import described
+from raytune_autotuner.records import Failure, Reused, SearchEnd, TrialId, config_hash
 from raytune_autotuner.results import load_results, to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
@@ -353,6 +357,33 @@ def test_a_trial_that_was_cut_short_says_why_it_was_stopped_early(tmp_path: Path
     assert not texts(shown, "Why it was stopped early: saturated", "it rises with 9 in the queue")
     listed = asked.get(f"/api/v1/experiments/{DONE}/trials?standing=stopped+early&q=saturated").json()["trials"]
     assert [each["name"] for each in listed] == [cut.trial.name]
+
+
+def test_a_trial_that_was_taken_over_says_from_where_and_how_old_it_is(tmp_path: Path) -> None:
+    """In terminal, pages, every report and at the mouse in the plots; in the table with the moment itself."""
+    folder = build(tmp_path, Example(name="again", trials=6, confirm=0, requests=4))
+    made = load_results(folder, overview.read_task(folder)).winner
+    assert made is not None
+    at = (datetime.now(timezone.utc) - timedelta(days=3, hours=1)).isoformat()
+    taken = replace(made, reused_from=Reused("older", "search-x", at, 9.0))
+    folder.save_record(taken)
+    asked, found, said = client(tmp_path), report.read(folder), "from older, 3 d old"
+    page = asked.get("/experiments/again").text
+    assert said in page.split(f'id="row-{made.trial.name}"')[1].split("</tr>")[0]
+    assert f" · {said}" in asked.get(f"/experiments/again/trials/{made.trial.name}").text
+    whole, short = report.html(found), report.markdown(found)
+    assert f"(trial #{made.number}, {said})" in whole
+    assert f"<td>completed, {said}</td>" in whole
+    assert f"(trial {made.number}, {said})" in short
+    assert "1 taken over from earlier experiments" in short
+    assert described(taken).startswith(f"<b>#{made.number}</b> {made.trial.purpose}, completed, {said}<br>")
+    terminal = Console(file=io.StringIO(), width=200)
+    terminal.print(display.trial_answer(taken, "folder"))
+    assert f"Outcome: completed, {said}" in terminal.file.getvalue()  # type: ignore[attr-defined]
+    rows = list(csv.DictReader(io.StringIO(report.FORMATS["csv"](found))))
+    where = {row["trial"]: (row["reused_from"], row["measured_at"]) for row in rows}
+    assert where.pop(made.trial.name) == ("older/search-x", at)
+    assert set(where.values()) == {("", "")}
 
 
 def test_what_is_in_a_log_is_not_html(tmp_path: Path) -> None:

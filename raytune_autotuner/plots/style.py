@@ -9,7 +9,7 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 
 from raytune_autotuner.records import TrialRecord
-from raytune_autotuner.summary import ending, shown
+from raytune_autotuner.summary import ending, origin, shown
 
 Theme = Literal["light", "dark"]
 
@@ -110,7 +110,8 @@ def short(value: object, limit: int = 28) -> str:
 
 def described(record: TrialRecord) -> str:
     """What appears at the mouse over a trial."""
-    lines = [f"<b>#{record.number}</b> {text(record.trial.purpose)}, {ending(record)}"]
+    ended = ", ".join(filter(None, (ending(record), text(origin(record)))))
+    lines = [f"<b>#{record.number}</b> {text(record.trial.purpose)}, {ended}"]
     given = [f"{short(name)} = {short(value)}" for name, value in record.parameters.items()]
     lines += given[:SHOWN_PARAMETERS] or ["the runtime's own flags"]
     lines += ["…"] if len(given) > SHOWN_PARAMETERS else []

@@ -151,6 +151,7 @@ def _trials_tile(report: Report) -> Tile:
         "stopped early": sum(map(was_stopped_early, records)),
         "could not work": sum(r.outcome == "infeasible" for r in records),
         "lost to the infrastructure": sum(r.outcome == "failed" for r in records),
+        "taken over from earlier experiments": sum(r.reused_from is not None for r in records),
     }
     note = ", ".join(f"{count} {words}" for words, count in counts.items() if count)
     whole = f"{len(records)} of {report.planned}" if report.state == "running" else str(len(records))

@@ -14,7 +14,7 @@ from raytune_autotuner.records import LoadMetrics, TrialRecord
 from raytune_autotuner.report.answer import said
 from raytune_autotuner.report.facts import Report
 from raytune_autotuner.results import Results
-from raytune_autotuner.summary import ending, shown
+from raytune_autotuner.summary import ending, origin, shown
 
 Rows = list[tuple[str, ...]]
 COMPARED = ("output_tokens_per_s", "requests_per_s", "ttft_p99_s", "tpot_p99_s", "e2e_p99_s")
@@ -213,7 +213,8 @@ def _trial(record: TrialRecord, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _ended(record: TrialRecord) -> str:
-    return f"{ending(record)}: {record.failure.kind}" if record.failure else ending(record)
+    how = f"{ending(record)}: {record.failure.kind}" if record.failure else ending(record)
+    return ", ".join(filter(None, (how, origin(record))))
 
 
 def spending(results: Results) -> Grid:

@@ -15,6 +15,7 @@ from raytune_autotuner.objectives import goal
 from raytune_autotuner.report import answer, evidence
 from raytune_autotuner.report.facts import Report
 from raytune_autotuner.results import Results, document, to_text
+from raytune_autotuner.summary import origin
 from raytune_autotuner.task.spec import parse_task
 
 FENCE = "```"
@@ -62,6 +63,7 @@ def json_text(report: Report) -> str:
 
 def _facts(report: Report) -> dict[str, Any]:
     results = report.results
+    best = results.recommended or results.closest
     return {
         "report": report,
         "results": results,
@@ -78,7 +80,8 @@ def _facts(report: Report) -> dict[str, Any]:
         "surroundings": evidence.surroundings(report),
         "caveats": evidence.caveats(results),
         "launch": evidence.launch(results),
-        "best": results.recommended or results.closest,
+        "best": best,
+        "origin": origin(best) if best else "",
         "heading": _heading(results),
     }
 

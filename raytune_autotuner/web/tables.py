@@ -9,7 +9,7 @@ from typing import Any
 
 from raytune_autotuner.objectives import over_loads, rank
 from raytune_autotuner.records import Metrics, Parameters, Score
-from raytune_autotuner.summary import ENDINGS, ending
+from raytune_autotuner.summary import ENDINGS, ending, origin
 from raytune_autotuner.web.reader import Snapshot, Trial
 
 PAGE_SIZE = 50
@@ -42,6 +42,8 @@ class Row:
     metrics: Mapping[str, float]
     wall_s: float
     node: str | None
+    origin: str = ""
+    """Where it was taken over from, in words; empty when it was measured here."""
     is_winner: bool = False
 
 
@@ -94,6 +96,7 @@ def row(name: str, trial: Trial, snapshot: Snapshot, is_winner: bool = False) ->
         metrics=_metrics(last.metrics) if last else {},
         wall_s=sum(known.phases.values()) if known else 0.0,
         node=known.node if known else None,
+        origin=origin(record) if record else "",
         is_winner=is_winner,
     )
 

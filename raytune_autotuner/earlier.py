@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from raytune_autotuner.errors import SpecError, StorageFault
-from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.folder import COURSE, ExperimentFolder
 from raytune_autotuner.ledger import WAITING
 from raytune_autotuner.records import Outcome, Parameters, Purpose, Score
 from raytune_autotuner.storage import READERS, Storage
@@ -85,34 +85,40 @@ class Found:
     experiments: tuple[Earlier, ...] = ()
     """The last that ended first."""
     notes: tuple[str, ...] = ()
-    """What could not be read, and why."""
+    """What was not read, and why."""
 
 
 def recent(storage: Storage, but: str = "", limit: int = LATEST) -> Found:
-    """The experiments in a storage that ended last, but for the one of that name."""
+    """The experiments with a search in a storage that ended last, but for the one of that name."""
     try:
-        ended = _ended(storage, but)[:limit]
+        names = [name for name in sorted(storage.list(), key=_time_in, reverse=True) if name != but]
+        ended = _ended(storage, names[:NAMES])
     except StorageFault as fault:
         return Found(notes=(f"earlier experiments cannot be read: {fault}",))
     found: list[Earlier] = []
     notes: list[str] = []
-    for name, ended_at in ended:
+    for name, ended_at in ended[:limit]:
         try:
             found.append(_read(ExperimentFolder(storage, name), ended_at))
         except (StorageFault, SpecError, ValueError, KeyError, TypeError) as error:
             first = str(error).partition("\n")[0]
             notes.append(f"the earlier experiment {name} is left out, as it cannot be read: {first[:200]}")
+    unasked = len(names[NAMES:])
+    if unread := len(ended[limit:]) + unasked:
+        said = f"up to {unread}" if unasked else unread
+        notes.append(f"only the {limit} experiments that ended last are read; others that are left unread: {said}")
     return Found(tuple(found), tuple(notes))
 
 
-def _ended(storage: Storage, but: str) -> list[tuple[str, datetime]]:
-    names = [name for name in sorted(storage.list(), key=_time_in, reverse=True) if name != but][:NAMES]
+def _ended(storage: Storage, names: Sequence[str]) -> list[tuple[str, datetime]]:
+    """Without those that only measured an answer again: a search has nothing to learn from them."""
 
-    def modified(name: str) -> datetime | None:
-        return storage.modified(f"{name}/results.json")
+    def ended_at(name: str) -> datetime | None:
+        at = storage.modified(f"{name}/results.json")
+        return at if at and not storage.exists(f"{name}/{COURSE}") else None
 
     with ThreadPoolExecutor(READERS) as readers:
-        times = zip(names, readers.map(modified, names), strict=True)
+        times = zip(names, readers.map(ended_at, names), strict=True)
     return sorted(((name, at) for name, at in times if at), key=lambda each: each[1], reverse=True)
 
 

@@ -24,7 +24,7 @@ from raytune_autotuner import lock, reuse, sessions, warm_start
 from raytune_autotuner.actor import actor_class
 from raytune_autotuner.earlier import Found
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
-from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.folder import COURSE, ExperimentFolder
 from raytune_autotuner.gate import Course, ExperimentGate
 from raytune_autotuner.history import QUEUED, settle, take_up
 from raytune_autotuner.importance import importance
@@ -52,8 +52,6 @@ from raytune_autotuner.warm_start import First
 logger = logging.getLogger(__name__)
 TAKEN_OVER = 3
 """The exit code when somebody else has taken the experiment."""
-COURSE = "course.json"
-"""In the folder of an experiment without a search: ``Options.about``."""
 UNHEARD = "each ends with its rung, or in ten minutes; a second signal leaves at once"
 AT_ONCE = 10_000
 """More than there ever are: the queue decides. Without a number, Tune would begin one trial at a time."""

@@ -5,6 +5,7 @@
     <storage>/<experiment>/
         task.json plan.json environment.json    what was asked, what was planned, what it runs on
         id                                      tells it from all others in a cluster; made once
+        course.json                             what it measures instead of a search; absent where it searches
         stop                                    asks every process of the experiment to end in order
         halt.json                               asks single trials to end in order, and says why
         budget.json                             how long it has run, and what the budget has ended
@@ -48,6 +49,8 @@ from raytune_autotuner.storage import READERS, Storage
 
 T = TypeVar("T")
 
+COURSE = "course.json"
+"""In the folder of an experiment without a search."""
 STOP_SEEN_AFTER_S = 1.0
 SETTLED_NS = 2_000_000_000
 """A younger folder may be written once more within the same tick of its clock."""

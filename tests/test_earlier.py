@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raytune_autotuner import experiment, history, reuse, warm_start
+from raytune_autotuner import earlier, experiment, history, reuse, warm_start
 from raytune_autotuner.cli import runs
 from raytune_autotuner.earlier import Found, age, recent
 from raytune_autotuner.engines.engine import load_engine
@@ -88,6 +88,32 @@ def test_what_has_ended_is_found_the_latest_first(tmp_path: Path) -> None:
     assert [each.name for each in found.experiments] == ["c", "b"]
     assert found.experiments[0].best(5) == [BEST, SECOND]
     assert recent(Storage(str(tmp_path / "nowhere"))) == Found()
+
+
+def test_what_searched_nothing_takes_nobodys_place(tmp_path: Path) -> None:
+    """Verifications and what is left of a winner's flags have nothing to learn from; those left unread are counted."""
+    for name in ("a", "b", "c", "c-verify-1", "c-verify-2", "c-minimal"):
+        made = ended(tmp_path, name)
+        if "-" in name:
+            made.folder.root.write(experiment.COURSE, "{}")
+    found = recent(Storage(str(tmp_path)), but="new", limit=2)
+    assert [each.name for each in found.experiments] == ["c", "b"]
+    (note,) = found.notes
+    assert note == "only the 2 experiments that ended last are read; others that are left unread: 1"
+    assert reuse.matches(setup(tmp_path), found).notes[-1] == note
+    assert recent(Storage(str(tmp_path)), limit=3).notes == ()
+
+
+def test_experiments_that_nobody_asked_whether_they_ended_are_left_unread_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So many more there may be."""
+    monkeypatch.setattr(earlier, "NAMES", 2)
+    for name in ("a-20260101-000000", "a-20260102-000000", "a-20260103-000000", "a-20260104-000000"):
+        ended(tmp_path, name)
+    found = recent(Storage(str(tmp_path)), limit=1)
+    assert [each.name for each in found.experiments] == ["a-20260104-000000"]
+    assert found.notes[0].endswith("left unread: up to 3")
 
 
 @pytest.mark.parametrize("damage", ["task.json", "results.json", "identity.json", "inputs.json"])

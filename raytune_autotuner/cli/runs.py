@@ -163,7 +163,7 @@ def extend(
 
 
 def _refuse_course(folder: ExperimentFolder) -> None:
-    from raytune_autotuner.experiment import COURSE
+    from raytune_autotuner.folder import COURSE
 
     if folder.root.exists(COURSE):
         cure = "give `export --minimal` or `verify` again"

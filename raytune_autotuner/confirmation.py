@@ -27,16 +27,18 @@ BOUNDLESS = 1e6
 class Confirmation:
     """What the runs of winner and baseline say so far. Keeps what it has worked out of each run."""
 
-    def __init__(self, task: Task, nodes: Sequence[str] = ()) -> None:
+    def __init__(self, task: Task) -> None:
         confirm = task.optimization.confirm
         self._task = task
-        self._settings = Settings(confirm.confidence, max(1, confirm.repeats), confirm.max_repeats, tuple(nodes))
+        self._settings = Settings(confirm.confidence, max(1, confirm.repeats), confirm.max_repeats)
         self._known: dict[str, Run] = {}
 
-    def wanted(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> tuple[Ask, ...]:
+    def wanted(
+        self, records: Iterable[TrialRecord], baseline: str, winner: str, nodes: Sequence[str] = ()
+    ) -> tuple[Ask, ...]:
         """The runs that are to come next; none when there is an answer, or none to be had.
 
-        ``baseline`` and ``winner`` are hashes of configurations.
+        ``baseline`` and ``winner`` are hashes of configurations, ``nodes`` those on which the two compare.
         """
         records = list(records)
         made, settings = _of_pair(records, baseline, winner), self._left(records, baseline, winner)
@@ -47,7 +49,7 @@ class Confirmation:
             return ()
         if len(_failures(made, baseline)) >= BASELINE_FAILURES:
             return ()
-        answer = decide(self._runs(made, baseline), settings)
+        answer = decide(self._runs(made, baseline), replace(settings, nodes=tuple(nodes)))
         return answer.runs if isinstance(answer, Again) else ()
 
     def verdict(self, records: Iterable[TrialRecord], baseline: str, winner: str) -> Verdict | None:

@@ -17,7 +17,7 @@ from raytune_autotuner.purse import Purse
 from raytune_autotuner.queueing import PlacedQueue
 from raytune_autotuner.ranking import rank
 from raytune_autotuner.records import Failure, Parameters, SearchEnd, TrialId, TrialRecord
-from raytune_autotuner.search import Wanted
+from raytune_autotuner.search import Nodes, Wanted
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.trial import utc_now
@@ -27,11 +27,8 @@ from raytune_autotuner.verdict import Ask
 class Course(Protocol):
     """What is measured in place of a search: confirming runs alone, of whatever configurations."""
 
-    def wanted(self, records: Sequence[TrialRecord], nodes: Sequence[str]) -> Iterable[Wanted]:
-        """The runs that come next, when all that were wanted before have ended; none when it is over.
-
-        ``nodes`` are those of which there is a choice.
-        """
+    def wanted(self, records: Sequence[TrialRecord], nodes: Nodes) -> Iterable[Wanted]:
+        """The runs that come next, when all that were wanted before have ended; none when it is over."""
 
 
 class ExperimentGate:
@@ -43,7 +40,7 @@ class ExperimentGate:
         self._setup = setup
         self._queue = queue
         self.purse = Purse(setup, queue)
-        self._confirmation = Confirmation(setup.task, queue.nodes_for({}))
+        self._confirmation = Confirmation(setup.task)
         self._feasibility = Feasibility(setup.launch, setup.known, setup.task.resources.gpus)
         self._ended = Ended(setup.folder)
         self._cases: tuple[Case, ...] = ()
@@ -58,7 +55,7 @@ class ExperimentGate:
         self._repeated = set(setup.folder.repeated())
 
     def _course(self, course: Course) -> Sequence[Wanted]:
-        return tuple(course.wanted(self._setup.folder.records(), self._queue.nodes_for({})))
+        return tuple(course.wanted(self._setup.folder.records(), self._comparable))
 
     def problem(self, parameters: Parameters) -> Failure | None:
         reason = self._queue.never(parameters)
@@ -134,8 +131,17 @@ class ExperimentGate:
         return winner.parameters if winner else None
 
     def confirming(self, baseline: str, winner: str) -> Sequence[Ask]:
-        asks = self._confirmation.wanted(self._setup.folder.records(), baseline, winner)
-        return self.purse.payable(asks, winner)
+        records = self._setup.folder.records()
+        found = next(record for record in records if record.trial.config == winner)
+        nodes = self._comparable({}, found.parameters, self._kinds.get(found.node or ""))
+        return self.purse.payable(self._confirmation.wanted(records, baseline, winner, nodes), winner)
+
+    def _comparable(self, one: Parameters, other: Parameters, kind: str | None = None) -> Sequence[str]:
+        """The nodes on which two configurations compare: with GPUs of one kind, ``kind`` if both can run there."""
+        by_kind: dict[str | None, list[str]] = {}
+        for node in self._queue.nodes_for(one, other):
+            by_kind.setdefault(self._kinds.get(node, ""), []).append(node)
+        return by_kind.get(kind) or max(by_kind.values(), key=len, default=[])
 
     def stop_requested(self) -> bool:
         return self._fault is not None or self._setup.folder.stop_requested()

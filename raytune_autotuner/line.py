@@ -7,7 +7,7 @@ it waits at most for the end of those that ran at that moment, whatever arrives 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -57,6 +57,11 @@ class Line(Generic[Item]):
     def add(self, item: Item, need: Need, *, in_order: bool = False) -> None:
         """Those added ``in_order`` start in the order in which they were added."""
         self._entries.append(_Entry(item, need, in_order))
+
+    def renew(self, need: Callable[[Item], Need]) -> None:
+        """Tell what each of those that wait needs now."""
+        for entry in self._entries:
+            entry.need = need(entry.item)
 
     def start_next(self, pool: Pool) -> tuple[Item, Placement] | None:
         """Take a place for one of the trials, which thereby leaves the line; ``None`` when none may start now."""

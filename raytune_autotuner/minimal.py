@@ -21,7 +21,7 @@ from typing import Literal
 
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import Parameters, TrialRecord, config_hash
-from raytune_autotuner.search import Wanted
+from raytune_autotuner.search import Nodes, Wanted
 from raytune_autotuner.task.spec import Confirm, Optimization
 from raytune_autotuner.verdict import Ask, Measurement, Run, Settings, Side, effect, measured
 from raytune_autotuner.verdict.runs import of
@@ -104,11 +104,11 @@ class Plan:
         """Those that change something of the launch."""
         return {name: value for name, value in parameters.items() if name not in self.idle}
 
-    def wanted(self, records: Sequence[TrialRecord], nodes: Sequence[str]) -> tuple[Wanted, ...]:
+    def wanted(self, records: Sequence[TrialRecord], nodes: Nodes) -> tuple[Wanted, ...]:
         """See ``gate.Course``."""
         return self.stand(records, nodes).wanted
 
-    def stand(self, records: Sequence[TrialRecord], nodes: Sequence[str] = ()) -> Ablation:
+    def stand(self, records: Sequence[TrialRecord], nodes: Nodes = lambda one, other: ()) -> Ablation:
         """What follows from the runs so far."""
         current, steps = dict(self.winner), []
         left = sorted((r for r in records if r.trial.purpose == "confirm"), key=lambda r: r.number)
@@ -128,9 +128,7 @@ class Plan:
             current = smaller if step.answer == "dropped" else current
         return self._whole(current, steps, left, nodes)
 
-    def _whole(
-        self, current: Parameters, steps: list[Step], left: Sequence[TrialRecord], nodes: Sequence[str]
-    ) -> Ablation:
+    def _whole(self, current: Parameters, steps: list[Step], left: Sequence[TrialRecord], nodes: Nodes) -> Ablation:
         """What was dropped one after the other is compared with the winner as a whole."""
         dropped = [s.parameter for s in steps if s.answer == "dropped" and s.parameter not in self.idle]
         if len(dropped) < 2:
@@ -146,7 +144,7 @@ class Plan:
         return self._whole({**current, last: self.winner[last]}, mended, left, nodes)
 
     def _compared(
-        self, name: str, left: Sequence[TrialRecord], pair: Pair, nodes: Sequence[str]
+        self, name: str, left: Sequence[TrialRecord], pair: Pair, nodes: Nodes
     ) -> tuple[Step, tuple[Wanted, ...], list[TrialRecord]]:
         """The answer of the first runs of a pair that have one, and the records after those.
 
@@ -155,11 +153,12 @@ class Plan:
         """
         configs = (config_hash(pair.larger), config_hash(pair.smaller))
         mine: list[TrialRecord] = []
-        step, asks = self._judge(name, mine, pair, nodes)
+        shared = nodes(pair.larger, pair.smaller)
+        step, asks = self._judge(name, mine, pair, shared)
         for n, record in enumerate(left, 1):
             if record.trial.config in configs:
                 mine.append(record)
-                step, asks = self._judge(name, mine, pair, nodes)
+                step, asks = self._judge(name, mine, pair, shared)
                 if step.answer != "open":
                     return step, (), list(left[n:])
         return step, asks, []

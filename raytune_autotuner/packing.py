@@ -219,7 +219,7 @@ class Pool:
         """What is missing right now, with figures."""
         if (never := self.never(need)) is not None:
             return never
-        free = self.free
+        free = self._allowed(need, self.free)
         if self._fit(need, free, None, self._snug(free)) is not None:
             if self.find(need) is not None:
                 return "next in turn"
@@ -233,9 +233,12 @@ class Pool:
     ) -> tuple[tuple[str, int], ...] | None:
         if cpus is not None:
             room = {n: gpus for n, gpus in room.items() if cpus.get(self._host(n), 0.0) >= need.cpus - DUST}
-        if need.avoid and self._others_could_do(need):
-            room = {n: gpus for n, gpus in room.items() if n not in need.avoid}
-        return fit(need.pods or (0,), room, cost)
+        return fit(need.pods or (0,), self._allowed(need, room), cost)
+
+    def _allowed(self, need: Need, room: Mapping[str, int]) -> Mapping[str, int]:
+        if not need.avoid or not self._others_could_do(need):
+            return room
+        return {n: gpus for n, gpus in room.items() if n not in need.avoid}
 
     def _others_could_do(self, need: Need) -> bool:
         room = {n: gpus for n, gpus in self._gpus.items() if n not in need.avoid}

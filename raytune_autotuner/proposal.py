@@ -36,7 +36,7 @@ class Proposal:
     proposed_at: float
     """Wall-clock seconds, so that the wait for resources can be charged on another machine."""
     node: str | None = None
-    """Where an earlier worker of the trial was; what it left may be there."""
+    """Where an earlier worker of the trial was, and what it left may be; or where it is to be measured."""
     place: Mapping[str, Any] = field(default_factory=dict)
     """The reservation (see ``reservation.Reservation``), as plain data."""
     carried: bool = False

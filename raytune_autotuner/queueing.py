@@ -77,14 +77,14 @@ class PlacedQueue:
         """Why no wait could bring a configuration its GPUs."""
         return self._pool.never(self._need(parameters))
 
-    def nodes_for(self, parameters: Parameters) -> tuple[str, ...]:
-        """The named nodes that can hold a configuration whole, so that it can be measured on more than one."""
-        need = replace(self._need(parameters), cpus=0.0)
-        if not need.gpus:
+    def nodes_for(self, *configurations: Parameters) -> tuple[str, ...]:
+        """The named nodes that can each hold any of these configurations whole, so that they can be compared there."""
+        needs = [replace(self._need(each), cpus=0.0) for each in configurations]
+        if not all(need.gpus for need in needs):
             return ()
         named = [name for name, place in self._places.by_name.items() if place.kubernetes is not None]
-        fitting = (n for n in named if n in self._pool.nodes and Pool({n: self._pool.nodes[n]}).never(need) is None)
-        return tuple(sorted(fitting))
+        alone = {name: Pool({name: self._pool.nodes[name]}) for name in named if name in self._pool.nodes}
+        return tuple(sorted(name for name, pool in alone.items() if not any(map(pool.never, needs))))
 
     def wants_more(self) -> bool:
         self._look()
@@ -95,7 +95,7 @@ class PlacedQueue:
         need = self._need_of(proposal)
         placement = self._former(proposal, need)
         if placement is None:
-            self._line.add(proposal, need, in_order=proposal.trial.purpose == "confirm")
+            self._line.add(proposal, need, in_order=_confirms(proposal))
         else:
             self._pool.hold(placement)
             self._reclaimed.append((proposal, placement))
@@ -156,11 +156,21 @@ class PlacedQueue:
         return replace(need, cpus=self._pool.most_cpus) if need.cpus == WHOLE else need
 
     def _need_of(self, proposal: Proposal) -> Need:
-        return replace(self._need(proposal.parameters), avoid=self._avoided.get(proposal.trial.name, frozenset()))
+        need = replace(self._need(proposal.parameters), avoid=self._avoided.get(proposal.trial.name, frozenset()))
+        if _confirms(proposal) and proposal.node not in need.avoid and self._may_wait_for(proposal.node, need.gpus):
+            return replace(need, avoid=frozenset(self._pool.nodes) - {proposal.node})
+        return need
+
+    def _may_wait_for(self, node: str | None, gpus: int) -> bool:
+        """Whether a node comes free by the end of our own trials; what has just ended there is ours as well."""
+        if node is None or self._pool.nodes.get(node, 0) < gpus:
+            return False
+        lingers = any(node in placement.nodes for placement, _ in self._lingering)
+        return lingers or self._pool.can_be_cleared({node: gpus})
 
     def _former(self, proposal: Proposal, need: Need) -> Placement | None:
-        """Where the trial was, if that was one node which still has its GPUs to give."""
-        if proposal.node is None or proposal.node in need.avoid or not need.gpus:
+        """Where the trial was, if that was one node which still has its GPUs to give; who is to keep an order waits."""
+        if proposal.node is None or proposal.node in need.avoid or not need.gpus or _confirms(proposal):
             return None
         room = {proposal.node: self._pool.free.get(proposal.node, 0)}
         return self._pool.find(need, room)
@@ -171,6 +181,7 @@ class PlacedQueue:
             self._places = self._look_at_nodes()
             self._places.update(self._pool)
             self._lingering = [each for each in self._lingering if self._may_linger(*each)]
+            self._line.renew(self._need_of)
             self._give_up_hope()
 
     def _may_linger(self, placement: Placement, ended_at: float) -> bool:
@@ -199,3 +210,8 @@ class PlacedQueue:
         if waiting != self._told:
             self._told = waiting
             self._tell(waiting)
+
+
+def _confirms(proposal: Proposal) -> bool:
+    """Whether it is one of those that compare only in their order, and each on the node that it was meant for."""
+    return proposal.trial.purpose == "confirm"

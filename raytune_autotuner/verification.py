@@ -26,7 +26,7 @@ from raytune_autotuner.export import PREFIX
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import INFERENCE_SERVICE
 from raytune_autotuner.records import Parameters, TrialRecord, config_hash
-from raytune_autotuner.search import Wanted
+from raytune_autotuner.search import Nodes, Wanted
 from raytune_autotuner.setup import Given, Setup
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Verdict
@@ -187,9 +187,9 @@ class Duel:
     task: Task
     contender: Parameters
 
-    def wanted(self, records: Sequence[TrialRecord], nodes: Sequence[str]) -> Iterator[Wanted]:
-        config = config_hash(self.contender)
-        for ask in Confirmation(self.task, nodes).wanted(records, config_hash(BASELINE), config):
+    def wanted(self, records: Sequence[TrialRecord], nodes: Nodes) -> Iterator[Wanted]:
+        pair = (config_hash(BASELINE), config_hash(self.contender))
+        for ask in Confirmation(self.task).wanted(records, *pair, nodes(BASELINE, self.contender)):
             yield Wanted(self.contender if ask.side == "winner" else BASELINE, ask.node)
 
     def verdict(self, records: Sequence[TrialRecord]) -> Verdict | None:

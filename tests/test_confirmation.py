@@ -89,7 +89,7 @@ def test_nothing_is_wanted_where_nothing_may_be_spent() -> None:
 
 def test_nodes_are_swapped() -> None:
     """Each side runs on both, so that a slow node does not decide."""
-    asks = Confirmation(task(), ["n1", "n2"]).wanted([], BASELINE, WINNER)
+    asks = Confirmation(task()).wanted([], BASELINE, WINNER, ["n1", "n2"])
     assert {(ask.side, ask.node) for ask in asks} == {(s, n) for s in ("baseline", "winner") for n in ("n1", "n2")}
     assert Ask("baseline", "n1") in asks
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ import pytest
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.folder import ExperimentFolder
-from raytune_autotuner.gate import ExperimentGate
+from raytune_autotuner.gate import Course, ExperimentGate
 from raytune_autotuner.packing import GpuNode
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.queueing import PlacedQueue
@@ -21,19 +21,23 @@ from raytune_autotuner.setup import Setup
 from raytune_autotuner.site import Local
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import parse_task
+from raytune_autotuner.verification import Duel
 
 OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
 
 
 @dataclass
 class Nodes:
-    """A queue over nodes with four GPUs."""
+    """A queue over nodes with four GPUs, or with as many as they are said to have."""
 
     def never(self, parameters: Parameters) -> str | None:
         return "needs 8 GPUs on one node" if parameters.get("tp_size") == 8 else None
 
-    def nodes_for(self, parameters: Parameters) -> tuple[str, ...]:
-        return ()
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def nodes_for(self, *configurations: Parameters) -> tuple[str, ...]:
+        most = max(int(each.get("tp_size") or 2) for each in configurations)
+        return tuple(name for name, gpus in self.sizes.items() if gpus >= most)
 
 
 def make_setup(tmp_path: Path, **optimization: Any) -> Setup:
@@ -54,11 +58,18 @@ def make_setup(tmp_path: Path, **optimization: Any) -> Setup:
     return Setup(task, load_engine("sglang"), folder, "", runtime_args=task.runtime.args, facts={"served_name": "m"})
 
 
-def make_gate(setup: Setup) -> ExperimentGate:
-    return ExperimentGate(setup, cast(PlacedQueue, Nodes()))
+def make_gate(setup: Setup, course: Course | None = None, **sizes: int) -> ExperimentGate:
+    return ExperimentGate(setup, cast(PlacedQueue, Nodes(sizes)), course)
 
 
-def leave(setup: Setup, number: int, parameters: Parameters, kind: FailureClass | None, reason: str = "why") -> None:
+def leave(
+    setup: Setup,
+    number: int,
+    parameters: Parameters,
+    kind: FailureClass | None,
+    reason: str = "why",
+    node: str | None = None,
+) -> None:
     """As a trial does that has ended."""
     setup.folder.save_record(
         TrialRecord(
@@ -71,6 +82,7 @@ def leave(setup: Setup, number: int, parameters: Parameters, kind: FailureClass 
             failure=Failure(kind, reason, "the log") if kind else None,
             phases={"benchmark": 1.0},
             engine_info={"server": {"mem_fraction_static": 0.9}},
+            node=node,
         )
     )
 
@@ -174,3 +186,47 @@ def test_the_limit_is_the_users(tmp_path: Path, value: str) -> None:
     for number in range(8):
         leave(setup, number, {"chunked_prefill_size": 1000 + number}, "not_ready")
     assert gate.enough() is None
+
+
+def confirmed_on(gate: ExperimentGate, winner: Parameters) -> set[str | None]:
+    """The nodes on which both sides are to run."""
+    asked = gate.confirming(config_hash({}), config_hash(winner))
+    sides = [{ask.node for ask in asked if ask.side == side} for side in ("baseline", "winner")]
+    assert sides[0] == sides[1]
+    return sides[0]
+
+
+def test_a_winner_is_confirmed_where_it_and_the_baseline_can_run(tmp_path: Path) -> None:
+    """Asked of each winner: the next best one may need less; where there is no such node, there is no choice."""
+    setup = make_setup(tmp_path)
+    for number, tp in enumerate((4, 8, 16)):
+        leave(setup, number, {"tp_size": tp}, None, node="n3")
+    gate = make_gate(setup, n1=4, n2=4, n3=8)
+    assert confirmed_on(gate, {"tp_size": 8}) == {"n3"}
+    assert confirmed_on(gate, {"tp_size": 4}) == {"n1", "n2"}
+    assert confirmed_on(gate, {"tp_size": 16}) == {None}
+
+
+def test_a_file_is_verified_where_it_and_the_baseline_can_run(tmp_path: Path) -> None:
+    """As a winner is confirmed."""
+    setup = make_setup(tmp_path)
+    course = make_gate(setup, Duel(setup.task, {"tp_size": 8}), n1=4, n2=4, n3=8).course
+    assert course is not None
+    assert [wanted.node for wanted in course()] == ["n3"] * 4
+
+
+class Several(Local):
+    def gpu_nodes(self) -> Sequence[GpuNode]:  # type: ignore[override]
+        kinds = {"a1": "A10", "h1": "H100", "h2": "H100", "z1": "A10", "z2": "A10"}
+        return [GpuNode(name, 8, 8, kind) for name, kind in kinds.items()]
+
+
+@pytest.mark.parametrize(
+    ("found_on", "nodes"), [("h2", {"h1", "h2"}), ("z1", {"a1", "z1"}), (None, {"a1", "z1"}), ("gone", {"a1", "z1"})]
+)
+def test_a_winner_is_confirmed_on_gpus_of_one_kind(tmp_path: Path, found_on: str | None, nodes: set[str]) -> None:
+    """That on which it was found, where that is known; else that of most nodes."""
+    setup = replace(make_setup(tmp_path), site=Several())
+    leave(setup, 1, {"tp_size": 4}, None, node=found_on)
+    gate = make_gate(setup, a1=8, h1=8, h2=8, z1=8, z2=8)
+    assert confirmed_on(gate, {"tp_size": 4}) == nodes

@@ -33,6 +33,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minimal, "measured", plainly)
 
 
+def anywhere(one: Parameters, other: Parameters) -> tuple[str, ...]:
+    """There is no choice of nodes."""
+    return ()
+
+
 def latency_s(parameters: Parameters) -> float:
     """Longer by what each flag that is left out is worth."""
     return 1.0 + sum(loss for name, loss in LOSS.items() if name not in parameters)
@@ -60,7 +65,7 @@ def ablated(
     """Runs what is wanted until nothing is; a configuration of infinite latency cannot work."""
     rng = np.random.default_rng(seed)
     records: list[TrialRecord] = []
-    while wanted := plan.wanted(records, ()):
+    while wanted := plan.wanted(records, anywhere):
         for each in wanted:
             value = seconds(each.parameters)
             outcome = "completed" if np.isfinite(value) else "infeasible"
@@ -124,18 +129,31 @@ def test_a_loss_that_is_plain_costs_few_runs() -> None:
 
 def test_each_comparison_is_interleaved() -> None:
     """With, without, without, with."""
-    first = plan().wanted([], ())
+    first = plan().wanted([], anywhere)
     assert ["none" in each.parameters for each in first] == [True, False, False, True]
+
+
+def test_each_comparison_is_made_where_both_of_its_configurations_can_run() -> None:
+    """The wide one needs the large node, and so does whatever is compared with it."""
+
+    def large_enough(one: Parameters, other: Parameters) -> tuple[str, ...]:
+        return ("n3",) if "none" in one or "none" in other else ("n1", "n2")
+
+    assert {each.node for each in plan().wanted([], large_enough)} == {"n3"}
+    dropped = [run(n, each, 1.0) for n, each in enumerate(plan().wanted([], anywhere))]
+    while (wanted := plan().wanted(dropped, anywhere)) and all("idle" in each.parameters for each in wanted):
+        dropped += [run(len(dropped) + n, each, 1.0) for n, each in enumerate(wanted)]
+    assert {each.node for each in plan().wanted(dropped, large_enough)} == {"n1", "n2"}
 
 
 def test_it_goes_on_where_it_was() -> None:
     """Everything follows from the records: half a batch is filled up, whatever was lost."""
     _, records = ablated(plan())
     for cut in (1, 3, len(records) // 2, len(records) - 1):
-        rest = plan().wanted(records[:cut], ())
+        rest = plan().wanted(records[:cut], anywhere)
         assert rest
         assert all(isinstance(each, Wanted) for each in rest)
-    assert plan().wanted(records, ()) == ()
+    assert plan().wanted(records, anywhere) == ()
 
 
 def test_a_flag_that_the_engine_needs_is_kept() -> None:
@@ -204,7 +222,7 @@ def test_the_least_important_flag_is_tried_first() -> None:
 def test_runs_lost_to_the_infrastructure_are_made_again_only_so_often() -> None:
     """Then it is kept for want of an answer."""
     records: list[TrialRecord] = []
-    while wanted := plan("idle").wanted(records, ()):
+    while wanted := plan("idle").wanted(records, anywhere):
         records += [run(len(records) + n, each, 1.0, "failed") for n, each in enumerate(wanted)]
         assert len(records) < 50
     assert plan("idle").stand(records).steps[0].reason == "it could not be measured without it"

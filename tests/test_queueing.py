@@ -192,6 +192,79 @@ def test_the_nodes_that_can_hold_a_configuration_are_named() -> None:
     """To measure it on more than one."""
     queue = Cluster({"gpu-1": 8, "gpu-2": 8, "small": 2}).queue()
     assert queue.nodes_for({"tp": 4}) == ("gpu-1", "gpu-2")
+    assert queue.nodes_for({"tp": 2}, {"tp": 8}) == ("gpu-1", "gpu-2")
+    assert queue.nodes_for({"tp": 2}, {"tp": 1}) == ("gpu-1", "gpu-2", "small")
+    assert queue.nodes_for({"tp": 2}, {"tp": 16}) == ()
+
+
+def confirming(queue: PlacedQueue, *asked: tuple[int, str]) -> None:
+    """The runs of these widths on these nodes, in this order."""
+    for n, (tp, node) in enumerate(asked):
+        queue.add(proposal(tp, n, "confirm", node))
+
+
+def test_a_confirming_run_waits_for_its_node_though_another_is_free() -> None:
+    """Where both can run there is one node, so they take turns on it."""
+    cluster = Cluster({"large": 8, "small": 4})
+    queue = cluster.queue()
+    confirming(queue, (4, "large"), (8, "large"), (4, "large"))
+    seen = []
+    while (started := queue.start()) is not None:
+        assert queue.start() is None
+        seen.append((started.number, place(started).node))
+        queue.release(started)
+    assert seen == [(0, "large"), (1, "large"), (2, "large")]
+
+
+def test_nodes_are_swapped_whoever_ends_first() -> None:
+    """The winner ends early on its node and then waits for the other one, which the baseline has yet."""
+    cluster = Cluster()
+    queue = cluster.queue()
+    confirming(queue, (8, "gpu-1"), (8, "gpu-2"), (8, "gpu-1"), (8, "gpu-2"))
+    baseline, winner = queue.start(), queue.start()
+    assert baseline is not None
+    assert winner is not None
+    queue.release(winner)
+    assert queue.start() is None
+    assert "the most free is 0 of 8 on gpu-1" in cluster.waiting[proposal(8, 2, "confirm").trial.name]
+    queue.release(baseline)
+    assert [place(queue.start()).node for _ in range(2)] == ["gpu-1", "gpu-2"]
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_confirming_run_does_not_wait_for_a_node_that_others_take_or_that_is_gone(gone: bool) -> None:
+    """Only for the end of our own trials."""
+    cluster = Cluster()
+    queue = cluster.queue()
+    confirming(queue, (4, "gpu-1"), (8, "gpu-1"))
+    assert place(queue.start()).node == "gpu-1"
+    assert queue.start() is None
+    cluster.taken = {"gpu-1": 8}  # half of it is ours
+    if gone:
+        del cluster.gpus["gpu-1"]
+    cluster.later(queue)
+    assert place(queue.start()).node == "gpu-2"
+
+
+def test_what_our_own_trial_has_just_left_is_waited_for() -> None:
+    """Ray still counts it as taken, as if others had it."""
+    cluster = Cluster()
+    queue = cluster.queue()
+    confirming(queue, (8, "gpu-1"), (2, "gpu-2"), (8, "gpu-1"), (4, "gpu-1"))
+    first, second = queue.start(), queue.start()
+    assert first is not None
+    assert place(second).node == "gpu-2"
+    cluster.taken = {"gpu-1": 8, "gpu-2": 2}
+    cluster.later(queue)
+    queue.release(first)
+    third = queue.start()
+    assert third is not None
+    queue.release(third)
+    cluster.later(queue)
+    assert queue.start() is None
+    cluster.taken = {"gpu-2": 2}
+    cluster.later(queue)
+    assert place(queue.start()).node == "gpu-1"
 
 
 def test_a_reservation_on_a_node_that_is_gone_is_lost() -> None:

@@ -291,6 +291,16 @@ def test_runs_without_a_choice_of_nodes_are_not_repeated_in_vain() -> None:
     assert isinstance(decide(done, Settings(nodes=("a", "b"))), Again)
 
 
+def test_runs_that_went_astray_are_made_again_on_the_one_node_for_both() -> None:
+    """Each side ran on nodes of its own, although there is one that both could have had."""
+    done = [run("baseline", 1.0, "ac"[i // 3], i) if i in (0, 3) else run("winner", 2.0, "b", i) for i in range(4)]
+    answer = decide(done, Settings(nodes=("b",)))
+    assert isinstance(answer, Again)
+    assert set(answer.runs) == {Ask("baseline", "b"), Ask("winner", "b")}
+    done += [run(ask.side, 2.0 if ask.side == "winner" else 1.0, ask.node, 4 + i) for i, ask in enumerate(answer.runs)]
+    assert verdict(decide(done, Settings(nodes=("b",)))).kind == "WIN"
+
+
 def test_nodes_that_differ_are_named_when_they_hide_the_answer() -> None:
     """Four runs leave nothing to clear the node with."""
     done = [run("baseline", 1.0, "a", 0), run("winner", 0.6, "b", 1), run("winner", 1.01, "a", 2)]

@@ -44,7 +44,7 @@ class MadeUp:
         setup.folder.root.write("task.json", setup.task.model_dump_json())
         setup.folder.root.write(experiment.COURSE, json.dumps(options.about))
         made = setup.folder.records()
-        while (wanted := tuple(course.wanted(made, ()))) and len(made) < self.budget:
+        while (wanted := tuple(course.wanted(made, lambda one, other: ()))) and len(made) < self.budget:
             for each in wanted[: self.budget - len(made)]:
                 n = len(made)
                 latency_s = self.seconds(each.parameters) * (1 + 0.002 * (n % 3))

@@ -2,7 +2,7 @@
 
 from raytune_autotuner.search.knowledge import Knowledge
 from raytune_autotuner.search.ladder import JudgedLadder, Ladder, make_scheduler
-from raytune_autotuner.search.proposer import FirstCome, Gate, Limits, Past, Proposer, Queue, Wanted
+from raytune_autotuner.search.proposer import FirstCome, Gate, Limits, Nodes, Past, Proposer, Queue, Wanted
 from raytune_autotuner.search.source import WORST, Judge, Lessons, Source
 from raytune_autotuner.search.sources import STRATEGIES, ListSource, RandomSource, make_source
 
@@ -18,6 +18,7 @@ __all__ = [
     "Lessons",
     "Limits",
     "ListSource",
+    "Nodes",
     "Past",
     "Proposer",
     "Queue",

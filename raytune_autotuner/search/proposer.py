@@ -64,6 +64,10 @@ class Wanted:
     node: str | None = None
 
 
+Nodes = Callable[[Parameters, Parameters], Sequence[str]]
+"""Those on which two configurations compare; none where there is no choice, or no such node."""
+
+
 class Queue(Protocol):
     """Proposals that wait for a place to run."""
 

@@ -147,7 +147,7 @@ def _varied(runs: Sequence[Run]) -> str:
     runs = in_order(runs)
     found = effect(runs)
     if found is None:
-        return "each configuration had nodes of its own, and nodes may differ; measure both on the same node"
+        return "each configuration had nodes of its own, and nodes may differ; only a node that both run on can tell"
     y = np.array([run.log_goodness for run in runs])
     sides = np.array([[1.0, float(run.side == "winner")] for run in runs])
     time = np.hstack([blocks(len(runs)), np.arange(len(runs), dtype=np.float64)[:, None]])

@@ -31,7 +31,7 @@ class Settings:
     repeats: int = 2
     max_repeats: int = 6
     nodes: tuple[str, ...] = ()
-    """Where both configurations can run; the first two are used, in turn."""
+    """Where the two configurations compare; the first two are used, in turn."""
 
     @property
     def looks(self) -> tuple[int, ...]:
@@ -98,7 +98,7 @@ def _settled(runs: Sequence[Run], verdict: Verdict, alpha: float, settings: Sett
         return False  # keeping it may be gain enough
     found = effect(runs)
     if found is None:
-        return len(settings.nodes) < 2  # nowhere to swap to
+        return not settings.nodes  # there is none to bring them together on
     if verdict.high < 0:
         return True
     if (half := found.half(alpha)) > NOISY:

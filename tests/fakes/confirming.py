@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Literal
@@ -186,8 +186,8 @@ BASELINE = "baseline"
 class _Heard(Confirmation):
     """Knows its runs beforehand, by trial, so that their records need no measurements."""
 
-    def __init__(self, task: Task, nodes: Sequence[str], runs: Mapping[str, Run]) -> None:
-        super().__init__(task, nodes)
+    def __init__(self, task: Task, runs: Mapping[str, Run]) -> None:
+        super().__init__(task)
         self._heard = runs
 
     def _run(self, record: TrialRecord, baseline: str) -> Run:
@@ -202,7 +202,7 @@ def confirm_finalists(world: World, finalists: int, rng: np.random.Generator) ->
     names = [f"finalist-{n}" for n in range(finalists)]
     records: list[TrialRecord] = []
     runs: dict[str, Run] = {}
-    heard = _Heard(TASK, world.nodes, runs)
+    heard = _Heard(TASK, runs)
     shared, slow = level(world.drifting, world.drift, rng), str(rng.choice(world.nodes))
     asks: list[tuple[str, Ask]] = []
     while True:
@@ -211,7 +211,7 @@ def confirm_finalists(world: World, finalists: int, rng: np.random.Generator) ->
         if any(config not in (BASELINE, best) for config, _ in asks):
             asks = []
         if not asks:
-            wanted = heard.wanted(records, BASELINE, best)
+            wanted = heard.wanted(records, BASELINE, best, world.nodes)
             asks = [(best if ask.side == "winner" else BASELINE, ask) for ask in wanted]
         if not asks:
             return [verdict for _, verdict in heard.verdicts(records, BASELINE)]

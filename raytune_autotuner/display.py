@@ -249,7 +249,7 @@ def _winner(results: Results) -> Iterator[Text]:
     yield from (Text(f"  trial #{record.number} is out: it {why}", style="yellow") for record, why in results.refuted)
     yield from (Text(f"  caution: {caveat}", style="yellow") for caveat in results.caveats)
     if results.drift:
-        yield Text(f"Drift: {results.drift}", style="yellow" if results.ranking.drift.significant else "dim")
+        yield Text(f"Drift: {results.drift}", style="yellow" if results.drift_found.significant else "dim")
     if best is not None:
         said = "Best so far, not confirmed" if results.unconfirmed else "Recommended"
         yield Text(f"{said}: {parameters_text(best.parameters)}", style="bold")

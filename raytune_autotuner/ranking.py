@@ -53,19 +53,30 @@ def rank(records: Iterable[TrialRecord], task: Task) -> Ranking:
     meanwhile.
     """
     records = list(records)
-    measured_once = (record for record in records if record.trial.purpose != "confirm")
-    ended = [record for record in measured_once if record.outcome == "completed" and record.score]
-    first = next((record for record in ended if record.trial.purpose == "baseline"), None)
-    same = [record for record in ended if first and record.trial.config == first.trial.config]
-    found = too_few(len(same)) if len(same) < FEWEST_BASELINES else _drift(same, task)
-    own = [record for record in ended if not record.trial.again]
+    found = drift_of((record for record in records if record.trial.purpose != "confirm"), task)
+    own = [record for record in _whole(records) if not record.trial.again]
     goodness = {record.trial.name: _goodness(record, found) for record in own}
+    first = _baseline(own)
     out = refuted(records, first.trial.config) if first else {}
     return Ranking(tuple(sorted(own, key=lambda r: _key(r, goodness))), found, goodness, out)
 
 
-def _drift(baselines: Iterable[TrialRecord], task: Task) -> Drift:
-    return drift([_run(record, task) for record in baselines], task.optimization.confirm.confidence)
+def drift_of(records: Iterable[TrialRecord], task: Task) -> Drift:
+    """What those of the records that are of the baseline show."""
+    ended = _whole(records)
+    first = _baseline(ended)
+    same = [record for record in ended if first and record.trial.config == first.trial.config]
+    if len(same) < FEWEST_BASELINES:
+        return too_few(len(same))
+    return drift([_run(record, task) for record in same], task.optimization.confirm.confidence)
+
+
+def _whole(records: Iterable[TrialRecord]) -> list[TrialRecord]:
+    return [record for record in records if record.outcome == "completed" and record.score]
+
+
+def _baseline(ended: Iterable[TrialRecord]) -> TrialRecord | None:
+    return next((record for record in ended if record.trial.purpose == "baseline"), None)
 
 
 def _goodness(record: TrialRecord, found: Drift) -> float:

@@ -22,11 +22,11 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import Ledger, Terms, charged, ledger
 from raytune_autotuner.metrics import LATENCIES
 from raytune_autotuner.objectives import over_loads, reachable
-from raytune_autotuner.ranking import Ranking, rank
+from raytune_autotuner.ranking import Ranking, drift_of, rank
 from raytune_autotuner.records import BudgetState, Outcome, Parameters, SearchEnd, TrialRecord
 from raytune_autotuner.summary import ending
 from raytune_autotuner.task.spec import Task
-from raytune_autotuner.verdict import Verdict
+from raytune_autotuner.verdict import Drift, Verdict
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,19 @@ class Results:
     @property
     def drift(self) -> str:
         """What is known of drift during the search, and what was made of it; empty without a search."""
-        found = self.ranking.drift
         if not self.search:
             return ""
-        done = "it is taken out of the ranking" if found.significant else "values are ranked as they were measured"
-        return f"{found.words}; {done}"
+        if self.ranking.drift.significant:
+            return f"{self.drift_found.words}; it is taken out of the ranking"
+        said = f"{self.drift_found.words}; values are ranked as they were measured"
+        late = ": only the confirming runs told it, and with a smaller optimization.baseline_every it is taken out"
+        return said + late * self.drift_found.significant
+
+    @property
+    def drift_found(self) -> Drift:
+        """What was taken out of the ranking; else what all runs of the baseline show, those that confirm as well."""
+        taken_out = self.ranking.drift
+        return taken_out if taken_out.significant else drift_of(self.records, self.task)
 
     @property
     def search(self) -> tuple[TrialRecord, ...]:
@@ -296,7 +304,11 @@ def document(results: Results, extra: dict[str, Any]) -> dict[str, Any]:
         "caveats": list(results.caveats),
         "verdict": asdict(results.verdict) if results.verdict else None,
         "refuted": [{"trial": record.trial.name, "reason": why} for record, why in results.refuted],
-        "drift": {"found": results.ranking.drift.significant, "reason": results.ranking.drift.words},
+        "drift": {
+            "found": results.drift_found.significant,
+            "taken_out": results.ranking.drift.significant,
+            "reason": results.drift_found.words,
+        },
         "ledger": asdict(results.ledger),
         "pareto": asdict(pareto.front(results.records, results.task.optimization)),
         "budget": asdict(results.budget) if results.budget else None,

@@ -153,14 +153,29 @@ def test_confirming_runs_do_not_change_who_is_confirmed() -> None:
 
 
 def test_drift_that_could_not_be_told_is_not_passed_over(tmp_path: Path) -> None:
-    """With how many runs of the baseline there were, and how many it takes."""
+    """With how many runs of the baseline there were, those that confirm among them, and how many it takes."""
     folder = ExperimentFolder(Storage(str(tmp_path)), "e")
     for each in (*baselines({0: 2.0, 10: 2.0}), record(5, 1.0, {"threads": 2}), record(20, 2.0, purpose="confirm")):
         folder.save_record(each)
     out = Console(file=io.StringIO(), width=200)
     out.print(display.answer(load_results(folder, TASK), "folder", "file"))
-    said = "too few runs of the baseline to tell drift from noise (2 of 4); values are ranked as they were measured"
+    said = "too few runs of the baseline to tell drift from noise (3 of 4); values are ranked as they were measured"
     assert said in out.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_drift_that_only_the_confirming_runs_show_is_told(tmp_path: Path) -> None:
+    """They come too late to take it out: who is confirmed is not to change by that."""
+    folder = ExperimentFolder(Storage(str(tmp_path)), "e")
+    late = [record(minute, e2e_s, purpose="confirm") for minute, e2e_s in ((50, 2.5), (60, 2.6))]
+    for each in (*baselines({0: 2.0, 25: 2.25}), record(5, 1.0, {"threads": 2}), *late):
+        folder.save_record(each)
+    results = load_results(folder, TASK)
+    told = document(results, {})["drift"]
+    assert (told["found"], told["taken_out"]) == (True, False)
+    assert "over time, in 4 runs of the baseline" in told["reason"]
+    assert told["reason"] in results.drift
+    assert "only the confirming runs told it" in results.drift
+    assert results.ranking == rank([each for each in results.records if each.trial.purpose != "confirm"], TASK)
 
 
 def test_drift_is_told_at_the_end(tmp_path: Path) -> None:
@@ -172,6 +187,7 @@ def test_drift_is_told_at_the_end(tmp_path: Path) -> None:
     results = load_results(folder, TASK)
     told = document(results, {})["drift"]
     assert told["found"]
+    assert told["taken_out"]
     assert "over time" in told["reason"]
     out = Console(file=io.StringIO(), width=200)
     out.print(display.answer(results, "folder", "file"))

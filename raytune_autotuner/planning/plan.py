@@ -198,8 +198,8 @@ def _drift_unknown(task: Task, ended: tuple[int, int]) -> Iterator[str]:
     if ended[1] and least < FEWEST_BASELINES:
         count = str(most) if least == most else f"{least} to {most}"
         yield (
-            f"trials are ranked as if nothing drifts during the search: to tell that takes {FEWEST_BASELINES} runs of "
-            f"the baseline, and optimization.baseline_every makes {count}"
+            "trials are ranked as if nothing drifts during the search: to take it out takes "
+            f"{FEWEST_BASELINES} runs of the baseline, and optimization.baseline_every makes {count}"
         )
 
 

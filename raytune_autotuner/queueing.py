@@ -82,7 +82,7 @@ class PlacedQueue:
         needs = [replace(self._need(each), cpus=0.0) for each in configurations]
         if not all(need.gpus for need in needs):
             return ()
-        named = [name for name, place in self._places.by_name.items() if place.kubernetes is not None]
+        named = [name for name, place in self._places.by_name.items() if place.node is not None]
         alone = {name: Pool({name: self._pool.nodes[name]}) for name in named if name in self._pool.nodes}
         return tuple(sorted(name for name, pool in alone.items() if not any(map(pool.never, needs))))
 

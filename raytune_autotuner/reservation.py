@@ -9,8 +9,9 @@ Ray holds the reservations, as placement groups, so that several jobs share a cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ray import tune
@@ -35,11 +36,11 @@ class Reservation:
     selectors: tuple[dict[str, str], ...]
     """For each bundle the labels of the Ray node that it must be on; good as long as that node is there."""
     nodes: tuple[str, ...] = ()
-    """The Kubernetes nodes of its GPUs, if all are known."""
+    """The nodes of its GPUs (see ``Place``), if all are known."""
 
     @property
     def node(self) -> str | None:
-        """The Kubernetes node, if all is on one."""
+        """That of all of them, if it is one."""
         return self.nodes[0] if len(self.nodes) == 1 else None
 
     @property
@@ -69,7 +70,8 @@ class Place:
     ray_node: RayNode
     resource: str
     """Ray's name for a GPU there."""
-    kubernetes: str | None = None
+    node: str | None = None
+    """Where engines are that are given it, if known: the Kubernetes node, or the machine of the Ray node."""
 
     @property
     def gpus(self) -> int:
@@ -91,8 +93,9 @@ class Places:
     def of(cls, nodes: Iterable[RayNode], resource: str = OME_GPU) -> Places:
         by_name: dict[str, Place] = {}
         warnings = []
-        for place in (place for node in nodes for place in _places(node, resource)):
-            name = place.kubernetes or f"{place.ray_node.host}/{place.ray_node.id[:6]}"
+        places = [place for node in nodes for place in _places(node, resource)]
+        for place in places if resource == OME_GPU else _on_their_machines(places):
+            name = place.node or f"{place.ray_node.host}/{place.ray_node.id[:6]}"
             if name in by_name:
                 warnings.append(f"two Ray nodes say that they are on {name}; one of them is not used")
             else:
@@ -125,7 +128,7 @@ class Places:
         bundles = [{place.resource: float(gpus)} for place, (_, gpus) in zip(places, placement.shares, strict=True)]
         bundles[0] = {"CPU": placement.cpus, **bundles[0]}
         several = len({place.ray_node.id for place in self.by_name.values()}) > 1
-        nodes = tuple(place.kubernetes for place in places if place.kubernetes is not None and placement.gpus)
+        nodes = tuple(place.node for place in places if place.node is not None and placement.gpus)
         return Reservation(
             bundles=tuple({name: amount for name, amount in bundle.items() if amount} for bundle in bundles),
             selectors=tuple({NODE_LABEL: place.ray_node.id} if several else {} for place in places),
@@ -142,7 +145,7 @@ class Places:
             if not place.gpus:
                 continue
             said = f"Ray node {name} declares {place.gpus} {OME_GPU}"
-            if place.kubernetes is None:
+            if place.node is None:
                 yield f"{said} but not its Kubernetes node ({NODE_VARIABLE}): services are not pinned to it"
             elif (node := kubernetes.get(name)) is None:
                 yield f"{said}, Kubernetes has no such node with GPUs that pods may use"
@@ -151,7 +154,7 @@ class Places:
                 yield f"{said} and has {place.left} to give, {has}: trials will wait for GPUs"
 
     def _unused(self, kubernetes: Mapping[str, GpuNode]) -> Iterator[str]:
-        if any(place.gpus and place.kubernetes is None for place in self.by_name.values()):
+        if any(place.gpus and place.node is None for place in self.by_name.values()):
             return  # it may be any
         for name, node in kubernetes.items():
             place = self.by_name.get(name)
@@ -169,3 +172,11 @@ def _places(node: RayNode, resource: str) -> Iterator[Place]:
         yield Place(node, name, name.removeprefix(prefix))
     if node.total.get("CPU") or node.total.get(resource):
         yield Place(node, resource, node.kubernetes)
+
+
+def _on_their_machines(places: Sequence[Place]) -> Iterator[Place]:
+    """Ray nodes on which engines run themselves; a host's name outlives a Ray node's id, but several may share one."""
+    sharing = Counter(place.ray_node.host for place in places)
+    for place in places:
+        host = place.ray_node.host
+        yield replace(place, node=place.node or (host if sharing[host] == 1 else None))

@@ -197,6 +197,15 @@ def test_the_nodes_that_can_hold_a_configuration_are_named() -> None:
     assert queue.nodes_for({"tp": 2}, {"tp": 16}) == ()
 
 
+def test_nodes_of_ray_on_which_engines_run_can_be_chosen_as_well() -> None:
+    """A trial is given the one that it is wanted on, and knows it."""
+    nodes = [RayNode(f"id-{host}", host, {"CPU": 9.0, "GPU": 8.0}, {"CPU": 9.0, "GPU": 8.0}) for host in ("a", "b")]
+    queue = PlacedQueue(lambda: Places.of(nodes, "GPU"), need)
+    assert queue.nodes_for({"tp": 8}) == ("a", "b")
+    confirming(queue, (8, "b"), (8, "a"))
+    assert [place(queue.start()).node for _ in range(2)] == ["b", "a"]
+
+
 def confirming(queue: PlacedQueue, *asked: tuple[int, str]) -> None:
     """The runs of these widths on these nodes, in this order."""
     for n, (tp, node) in enumerate(asked):

@@ -97,6 +97,20 @@ def test_engines_on_ray_nodes_reserve_rays_own_gpus() -> None:
     assert places.reservation(whole) == Reservation(({"CPU": 16.0},), ({},), ())
 
 
+def test_engines_on_ray_nodes_are_told_apart_by_their_machines() -> None:
+    """By name, which stays the same when Ray is begun anew; several Ray nodes of one machine need none."""
+    total = {"CPU": 16.0, "GPU": 8.0}
+    head = RayNode("head00", "one", {}, {})
+    one, other, same = (RayNode(f"{host}{n}", host, total, total) for n, host in enumerate(("one", "other", "other")))
+    reserved = Places.of([head, one, other], RAY_GPU).reservation(Placement((("other", 4),), 1.0))
+    assert (reserved.node, reserved.selectors) == ("other", ({NODE_LABEL: "other1"},))
+    shared = Places.of([one, other, same], RAY_GPU)
+    assert list(shared.by_name) == ["one", "other/other1", "other/other2"]
+    assert shared.reservation(Placement((("other/other1", 4),), 1.0)).node is None
+    named = Places.of([replace(one, kubernetes="gpu-1")], RAY_GPU)
+    assert named.reservation(Placement((("gpu-1", 4),), 1.0)).node == "gpu-1"
+
+
 def test_a_reservation_survives_json() -> None:
     """It travels in a trial's configuration."""
     made = Places.of(MIRRORED).reservation(Placement((("gpu-1", 8), ("gpu-2", 8)), 0.5))
@@ -200,7 +214,7 @@ def places(cluster: RayCluster) -> Places:
 
 def test_each_node_says_where_it_is(places: Places) -> None:
     """By its environment; and the head has no place for a trial."""
-    assert {name: place.kubernetes for name, place in places.by_name.items()} == {"gpu-1": "gpu-1", "gpu-2": "gpu-2"}
+    assert {name: place.node for name, place in places.by_name.items()} == {"gpu-1": "gpu-1", "gpu-2": "gpu-2"}
     assert places.pool().free == {"gpu-1": 8, "gpu-2": 8}
 
 
@@ -213,7 +227,7 @@ def test_a_node_that_does_not_answer_in_time_is_asked_again(
     with monkeypatch.context() as patch:
         patch.setattr(ray, "wait", lambda answers, **options: ([], answers))  # as if no worker had started yet
         for _ in range(2):
-            assert [place.kubernetes for place in Places.of(nodes.read(wait=True)).by_name.values()] == [None, None]
+            assert [place.node for place in Places.of(nodes.read(wait=True)).by_name.values()] == [None, None]
     assert len([each for each in caplog.messages if "has not said" in each]) == 2  # one for each node
     nodes._patience_s = 60.0
     until(lambda: set(Places.of(nodes.read()).by_name) == {"gpu-1", "gpu-2"}, 60)
@@ -227,7 +241,7 @@ def test_a_node_whose_worker_died_before_it_answered_is_asked_again(
     nodes = RayNodes(OME_GPU)
     with monkeypatch.context() as patch:
         patch.setattr(ray_nodes, "_where", _dies)
-        assert [place.kubernetes for place in Places.of(nodes.read(wait=True)).by_name.values()] == [None, None]
+        assert [place.node for place in Places.of(nodes.read(wait=True)).by_name.values()] == [None, None]
     until(lambda: set(Places.of(nodes.read()).by_name) == {"gpu-1", "gpu-2"}, 60)
 
 

@@ -45,7 +45,8 @@ class ExperimentGate:
         self._ended = Ended(setup.folder)
         self._cases: tuple[Case, ...] = ()
         self._pruned = Pruner(setup.launch, ())
-        self._kinds = {node.name: node.product for node in setup.site.gpu_nodes() or ()}
+        nodes = setup.site.gpu_nodes()
+        self._kinds = queue.kinds() if nodes is None else {node.name: node.product for node in nodes}
         self._equals = Equals(setup.launch)
         self._equals.add({})  # the baseline
         self._earlier = {case.trial for case in self._ended.cases()}

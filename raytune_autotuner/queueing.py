@@ -86,6 +86,10 @@ class PlacedQueue:
         alone = {name: Pool({name: self._pool.nodes[name]}) for name in named if name in self._pool.nodes}
         return tuple(sorted(name for name, pool in alone.items() if not any(map(pool.never, needs))))
 
+    def kinds(self) -> dict[str, str]:
+        """Which GPUs the nodes of Ray have, by name; empty text where Ray does not say it."""
+        return {name: place.kind for name, place in self._places.by_name.items() if place.gpus}
+
     def wants_more(self) -> bool:
         self._look()
         return self._line.wants_more(self._pool)

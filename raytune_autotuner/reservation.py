@@ -20,6 +20,8 @@ from raytune_autotuner.packing import GpuNode, Placement, Pool
 from raytune_autotuner.ray_nodes import NODE_LABEL, NODE_VARIABLE, RayNode
 
 OME_GPU, RAY_GPU = "ome_gpu", "GPU"
+KIND = "accelerator_type:"
+"""Begins the name of the resource by which Ray says which GPUs a node has."""
 
 
 def declared(nodes: Iterable[GpuNode]) -> dict[str, float]:
@@ -72,6 +74,11 @@ class Place:
     """Ray's name for a GPU there."""
     node: str | None = None
     """Where engines are that are given it, if known: the Kubernetes node, or the machine of the Ray node."""
+
+    @property
+    def kind(self) -> str:
+        """Which GPUs the Ray node has, where Ray knows."""
+        return next((name.removeprefix(KIND) for name in self.ray_node.total if name.startswith(KIND)), "")
 
     @property
     def gpus(self) -> int:

@@ -35,6 +35,9 @@ class Nodes:
 
     sizes: dict[str, int] = field(default_factory=dict)
 
+    def kinds(self) -> dict[str, str]:
+        return {name: "H100" if name.startswith("h") else "A10" for name in self.sizes}
+
     def nodes_for(self, *configurations: Parameters) -> tuple[str, ...]:
         most = max(int(each.get("tp_size") or 2) for each in configurations)
         return tuple(name for name, gpus in self.sizes.items() if gpus >= most)
@@ -224,9 +227,12 @@ class Several(Local):
 @pytest.mark.parametrize(
     ("found_on", "nodes"), [("h2", {"h1", "h2"}), ("z1", {"a1", "z1"}), (None, {"a1", "z1"}), ("gone", {"a1", "z1"})]
 )
-def test_a_winner_is_confirmed_on_gpus_of_one_kind(tmp_path: Path, found_on: str | None, nodes: set[str]) -> None:
-    """That on which it was found, where that is known; else that of most nodes."""
-    setup = replace(make_setup(tmp_path), site=Several())
+@pytest.mark.parametrize("site", [Several(), Local()])
+def test_a_winner_is_confirmed_on_gpus_of_one_kind(
+    tmp_path: Path, site: Local, found_on: str | None, nodes: set[str]
+) -> None:
+    """That on which it was found, where that is known; else that of most nodes. Kubernetes or Ray says which it is."""
+    setup = replace(make_setup(tmp_path), site=site)
     leave(setup, 1, {"tp_size": 4}, None, node=found_on)
     gate = make_gate(setup, a1=8, h1=8, h2=8, z1=8, z2=8)
     assert confirmed_on(gate, {"tp_size": 4}) == nodes

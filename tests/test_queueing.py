@@ -198,9 +198,11 @@ def test_the_nodes_that_can_hold_a_configuration_are_named() -> None:
 
 
 def test_nodes_of_ray_on_which_engines_run_can_be_chosen_as_well() -> None:
-    """A trial is given the one that it is wanted on, and knows it."""
-    nodes = [RayNode(f"id-{host}", host, {"CPU": 9.0, "GPU": 8.0}, {"CPU": 9.0, "GPU": 8.0}) for host in ("a", "b")]
+    """A trial is given the one that it is wanted on, and knows it; Ray says which GPUs it has, if it can."""
+    total = {"CPU": 9.0, "GPU": 8.0}
+    nodes = [RayNode("1", "a", {**total, "accelerator_type:H100": 1.0}, total), RayNode("2", "b", total, total)]
     queue = PlacedQueue(lambda: Places.of(nodes, "GPU"), need)
+    assert queue.kinds() == {"a": "H100", "b": ""}
     assert queue.nodes_for({"tp": 8}) == ("a", "b")
     confirming(queue, (8, "b"), (8, "a"))
     assert [place(queue.start()).node for _ in range(2)] == ["b", "a"]

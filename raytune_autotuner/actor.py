@@ -39,7 +39,7 @@ class TrialActor(tune.Trainable):
             p = self._proposal
             node = Reservation.from_dict(p.place).node
             self._trial = self.shared.trial(
-                p.trial, p.number, p.parameters, max(0.0, time.time() - p.proposed_at), node, carried=p.carried
+                p.trial, p.number, p.parameters, max(0.0, time.time() - p.proposed_at), node
             )
         try:
             with _leaving():

@@ -29,6 +29,8 @@ LEAST_REQUESTS = 16
 QUARTERS = 4
 RISE = 1.5
 """So many times the first quarter's is the last one's, when something rises."""
+SHORT_SLACK = 1.3
+"""A short rung breaks limits that the whole one keeps: it is ended for those alone that it breaks by far."""
 POLL_S = 2.0
 """genai-bench looks once a second whether it has enough requests; those that end meanwhile count as well."""
 

@@ -16,7 +16,7 @@ from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import TrialInfeasible
 from raytune_autotuner.goodput import with_goodput
 from raytune_autotuner.metrics import merge
-from raytune_autotuner.objectives import Context, reachable, upper_limits, violation
+from raytune_autotuner.objectives import Context, loosened, reachable, upper_limits, violation
 from raytune_autotuner.records import Failure, Knee, Load, Metrics, Probe, Rung
 
 TIME_FACTOR = 1.5
@@ -51,10 +51,17 @@ class Bench:
     """Whether loads that are hopeless are ended."""
     queue: Callable[[], Sequence[float]] = tuple
     """The engine's queue since the rung began, looked at regularly."""
+    slack: float = 1.0
+    """So many times as far away are the limits beyond which a load is hopeless."""
 
     @property
     def slo(self) -> dict[str, float]:
         return self.context.optimization.slo
+
+    @property
+    def bounds(self) -> dict[str, float]:
+        """Limits beyond which a load is hopeless."""
+        return loosened(self.slo, self.slack)
 
 
 def measure(rung: Rung, bench: Bench) -> Measured:
@@ -82,7 +89,7 @@ def _fixed(rung: Rung, bench: Bench, runs: _Runs) -> Measured:
 
 def _lost_for_all(metrics: Metrics, bench: Bench) -> Failure | None:
     """A limit that this load broke is one that every load has to keep."""
-    excess, worst = violation(metrics, upper_limits(bench.slo)) if bench.cuts else (0.0, "")
+    excess, worst = violation(metrics, upper_limits(bench.bounds)) if bench.cuts else (0.0, "")
     level = metrics.loads[0].load.level
     return Failure("slo_lost", f"{worst} at {level} in flight, which the other loads cannot mend") if excess else None
 
@@ -144,7 +151,7 @@ class _Watch:
                 load=self.load,
                 concurrency=self.load.level,
                 requests=self.rung.requests(self.load.level),
-                slo=self.bench.slo,
+                slo=self.bench.bounds,
                 answered=answered,
                 queue=self.bench.queue()[self.queue_seen :],
             )

@@ -223,6 +223,12 @@ def upper_limits(slo: Mapping[str, float]) -> dict[str, float]:
     return {name: limit for name, limit in slo.items() if name not in METRICS or not METRICS[name].at_best}
 
 
+def loosened(slo: Mapping[str, float], by: float) -> dict[str, float]:
+    """Limits that are so many times as far away."""
+    lower = {name for name in slo if name in METRICS and METRICS[name].direction == "max"}
+    return {name: limit / by if name in lower else limit * by for name, limit in slo.items()}
+
+
 def reachable(metrics: Metrics, slo: Mapping[str, float]) -> dict[str, float]:
     """The tightest limits that these metrics would have kept: those that are kept as they are, the others widened."""
     found: dict[str, float] = {}

@@ -39,8 +39,6 @@ class Proposal:
     """Where an earlier worker of the trial was, and what it left may be; or where it is to be measured."""
     place: Mapping[str, Any] = field(default_factory=dict)
     """The reservation (see ``reservation.Reservation``), as plain data."""
-    carried: bool = False
-    """Whether its short rungs are not cut short, whatever they show (see ``search.Judge``)."""
 
     def to_config(self) -> dict[str, Any]:
         meta = {
@@ -49,7 +47,6 @@ class Proposal:
             "number": self.number,
             "proposed_at": self.proposed_at,
             "place": dict(self.place),
-            "carried": self.carried,
         }
         return {**self.parameters, META: meta}
 
@@ -58,7 +55,7 @@ class Proposal:
         parameters = {k: v for k, v in config.items() if k != META}
         meta = config[META]
         trial = TrialId(meta["purpose"], config_hash(parameters), meta["repeat"])
-        return cls(trial, meta["number"], parameters, meta["proposed_at"], place=meta["place"], carried=meta["carried"])
+        return cls(trial, meta["number"], parameters, meta["proposed_at"], place=meta["place"])
 
 
 LABEL_LENGTH = 120

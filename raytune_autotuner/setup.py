@@ -110,8 +110,6 @@ class Setup:
         parameters: Parameters,
         queued_s: float = 0.0,
         node: str | None = None,
-        *,
-        carried: bool = False,
     ) -> Trial:
         job = Job(
             deployment=self._deployment(trial, parameters),
@@ -126,7 +124,6 @@ class Setup:
             api_key=os.environ.get(self.task.benchmark.api_key_env or ""),
             exam=self._exam(trial, parameters),
             limited=self.task.optimization.budget is not None,
-            carried=carried,
         )
         backend = self.site.backend(trial, self._engine_gpus(parameters), node)
         return Trial(job, backend, self.site.benchmark(trial) or self._client(), self.folder)

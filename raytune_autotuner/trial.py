@@ -21,6 +21,7 @@ from raytune_autotuner.backends import Backend, Deployment
 from raytune_autotuner.benchmarks import Answered, Benchmark, Check
 from raytune_autotuner.canary import Exam, Sitting
 from raytune_autotuner.clock import Clock
+from raytune_autotuner.cutoff import SHORT_SLACK
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines.caches import reset
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
@@ -76,8 +77,6 @@ class Job:
     """Of the quality of its answers; ``None`` when nothing that it sets may change them."""
     limited: bool = False
     """Whether the experiment has a budget, so that the trial may be asked to end."""
-    carried: bool = False
-    """Whether its last rung is to be seen, whatever the short ones show."""
 
     @property
     def trial(self) -> TrialId:
@@ -87,10 +86,10 @@ class Job:
     def parameters(self) -> Parameters:
         return self.deployment.parameters
 
-    def cuts(self, rung: Rung) -> bool:
+    @property
+    def cuts(self) -> bool:
         """Whether its hopeless loads are ended early; what others are compared with never is."""
-        may = self.trial.purpose == "search" and self.context.optimization.cut_hopeless
-        return may and not (self.carried and rung != self.rungs[-1])
+        return self.trial.purpose == "search" and self.context.optimization.cut_hopeless
 
 
 class Stopped(Exception):
@@ -247,7 +246,9 @@ class Trial:
         with EngineMetrics(endpoint, self.job.deployment.engine) as scrape:
             queue = partial(scrape.gauge, QUEUE)
             reset = partial(self._reset, endpoint)
-            found = measure(rung, Bench(self.job.context, self._deadline, run, reset, self.job.cuts(rung), queue))
+            slack = 1.0 if rung == self.job.rungs[-1] else SHORT_SLACK
+            bench = Bench(self.job.context, self._deadline, run, reset, self.job.cuts, queue, slack)
+            found = measure(rung, bench)
         record = RungRecord(
             rung=rung.index,
             metrics=found.metrics,

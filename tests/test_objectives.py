@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raytune_autotuner.objectives import OBJECTIVES, WORST, Context, rank, scalar, score, violation
+from raytune_autotuner.objectives import OBJECTIVES, WORST, Context, loosened, rank, scalar, score, violation
 from raytune_autotuner.records import Metrics
 from raytune_autotuner.task.spec import Optimization
 from tests.fakes.trials import sample_metrics
@@ -97,6 +97,12 @@ def test_a_trial_that_breaks_the_slo_never_ranks_above_one_that_keeps_it() -> No
     keeper = score(two_levels(2.9, 2.9), Context(1, Optimization(objective="minimize_ttft", slo=slo)))
     assert offender.loss < keeper.loss
     assert rank(keeper) < rank(offender)
+
+
+def test_loosened_limits_are_wider_on_their_own_side() -> None:
+    """A latency may be longer, a throughput lower."""
+    slo = {"ttft_s": 1.0, "e2e_p99_s": 2.0, "output_tokens_per_s": 100.0, "error_ratio": 0.02}
+    assert loosened(slo, 2.0) == {"ttft_s": 2.0, "e2e_p99_s": 4.0, "output_tokens_per_s": 50.0, "error_ratio": 0.04}
 
 
 finite = st.floats(-1e9, 1e9)

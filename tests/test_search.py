@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from ray.tune.experiment import Trial
 from ray.tune.search import Searcher
 
-from raytune_autotuner.actor import TrialActor
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.objectives import scalar
 from raytune_autotuner.planning.space import Space
@@ -28,7 +26,6 @@ from raytune_autotuner.records import (
     TrialRecord,
     config_hash,
 )
-from raytune_autotuner.reservation import Reservation
 from raytune_autotuner.search import (
     STRATEGIES,
     WORST,
@@ -476,9 +473,6 @@ class Sage(Spy):
     def hopeless(self) -> str | None:
         return self.why
 
-    def carries(self, parameters: Parameters) -> bool:
-        return parameters == {"a": 2}
-
 
 def test_a_search_with_nothing_left_to_gain_ends() -> None:
     """Nothing is drawn at random instead, the experiment hears why, and what is known is confirmed."""
@@ -500,25 +494,12 @@ def test_what_runs_may_show_that_there_is_more_to_gain() -> None:
     sage = Sage([{"a": 1}, {"a": 2}], why="nothing is left")
     d = driver(sage, patience=1)
     d.end(d.ask()[0], [1.0])
-    running, proposal = d.ask()
+    running, _ = d.ask()
     assert d.proposer.suggest("later") is None
     assert d.gate.over is None
     d.end(running, [0.5])
     sage.why = None
-    assert (proposal.carried, d.ask()[1].carried) == (False, True)
-
-
-@pytest.mark.parametrize("carried", [True, False])
-def test_the_worker_hears_whose_short_rungs_are_not_cut(carried: bool) -> None:
-    """From the configuration that travels through Tune."""
-    asked = Mock(side_effect=InterruptedError)
-    actor = object.__new__(TrialActor)
-    actor.shared = SimpleNamespace(trial=asked)  # type: ignore[assignment]
-    place = Reservation(({"CPU": 1.0},), ({},)).to_dict()
-    actor.setup(Proposal(TrialId("search", config_hash({})), 0, {}, 0.0, place=place, carried=carried).to_config())
-    with pytest.raises(InterruptedError):
-        actor.step()
-    assert asked.call_args.kwargs == {"carried": carried}
+    assert d.ask()[1].parameters == {"a": 2}
 
 
 @pytest.mark.parametrize("patience", [None, 2])

@@ -225,32 +225,16 @@ def climb(chosen: Judge, parameters: Parameters, short: Outcome, whole: Outcome)
     return goes_on
 
 
-def test_short_rungs_are_doubted_when_nothing_else_is_left() -> None:
-    """With four threads, which are twice as fast, a short rung breaks the SLO, and a whole one would keep it."""
+def test_what_a_short_rung_breaks_the_whole_one_may_keep() -> None:
+    """With four threads, which are twice as fast; the baseline has shown how far the rungs are apart."""
     chosen = source(task(TWO, max_iterations=90))
     assert isinstance(chosen, Judge)
     climb(chosen, {}, (10.0, 0.9), (10.0, 0.5))
-    wide_ends, hopeless = [], False
-    while not hopeless and (parameters := chosen.propose("k")) is not None:
-        hopeless, carried, wide = chosen.hopeless() is not None, chosen.carries(parameters), parameters["threads"] == 4
-        loss = 4.0 / int(parameters["threads"])  # type: ignore[arg-type]
-        went_on = climb(chosen, parameters, (loss, 1.2 if wide else 0.9), (loss, 0.5))
-        assert went_on or not carried
-        wide_ends += [went_on] if wide and carried else []
-    assert hopeless
-    assert any(wide_ends)
-
-
-def test_who_is_carried_for_its_speed_and_is_slow_goes_no_further() -> None:
-    """What is doubted is what short rungs say of the SLO, and nothing else."""
-    chosen = source(task(TWO, max_iterations=90))
-    assert isinstance(chosen, Adaptive)
-    climb(chosen, {}, (10.0, 0.9), (10.0, 0.5))
-    slow: Parameters = {"threads": 4, "batch_size": 16}
-    for n, went_on in ((16, True), (32, False)):
-        parameters = {**slow, "batch_size": n}
-        chosen._carried.add(config_hash(parameters))
-        assert climb(chosen, parameters, (9.0 if went_on else 18.0, 1.9), (9.0, 0.5)) is went_on
+    ends = []
+    while chosen.hopeless() is None and (parameters := chosen.propose("k")) is not None:
+        wide, loss = parameters["threads"] == 4, 4.0 / int(parameters["threads"])  # type: ignore[arg-type]
+        ends += [climb(chosen, parameters, (loss, 1.2 if wide else 0.9), (loss, 0.7 if wide else 0.5))] if wide else []
+    assert any(ends)
 
 
 def test_it_goes_on_with_all_that_was_measured() -> None:
@@ -291,9 +275,6 @@ class Ear:
 
     def hopeless(self) -> str | None:
         return None
-
-    def carries(self, parameters: Parameters) -> bool:
-        return False
 
 
 def gate(problem: Failure | None = None, ended: TrialRecord | None = None) -> Any:
@@ -410,7 +391,7 @@ def test_a_rung_that_was_cut_short_teaches_of_the_slo_alone() -> None:
     """Its last loads are missing, so it looks better than it is; what is asked next does not look for more of it."""
     whole = [Trying([n / 4, 0, 0], {0: 10.0 + n}, {0: 0.3}) for n in range(3)]
     cut, rows = Trying([1.0, 0, 0], {}, {0: 2.0}), np.array([[0.0, 0, 0], [0.9, 0, 0], [1.0, 0, 0]])
-    gain, keeps, _ = Beliefs([True]).prospects(rows, [*whole, cut], None, learn=True)
+    gain, keeps = Beliefs([True]).prospects(rows, [*whole, cut], None, learn=True)
     assert np.isfinite([gain, keeps]).all()
     assert keeps[2] < keeps[0]
     assert (cut.works, cut.pending, cut.may_be_best) == (True, False, False)

@@ -405,6 +405,15 @@ def test_a_trial_whose_rung_is_hopeless_is_stopped_with_the_reason(tmp_path: Pat
     assert is_over(record)
 
 
+def test_a_short_rung_that_breaks_the_slo_by_little_is_not_cut(tmp_path: Path) -> None:
+    """The whole one may keep what it breaks; there the SLO is lost for good."""
+    trial, _, benchmark = make_trial(tmp_path, slo={"e2e_p99_s": 1.7})
+    record = run(trial)
+    assert (record.outcome, record.failure and record.failure.kind) == ("stopped", "slo_lost")
+    assert [rung.cut is not None for rung in record.rungs] == [False, True]
+    assert benchmark.journal == ["rung -1", "rung 0", "rung 1"]
+
+
 def test_a_trial_that_was_cut_and_then_lost_its_worker_is_not_measured_again(tmp_path: Path) -> None:
     """Its worker died between the rung and the record."""
     first, _, _ = make_trial(tmp_path, **LOST)
@@ -426,16 +435,6 @@ def test_what_is_compared_with_is_never_cut(tmp_path: Path, purpose: Purpose, se
     assert record.outcome == "completed"
     assert record.score is not None
     assert record.score.violation == pytest.approx(3.0)
-    assert benchmark.journal == ["rung -1", "rung 0", "rung 1"]
-
-
-def test_who_is_carried_is_cut_in_its_last_rung_alone(tmp_path: Path) -> None:
-    """Short rungs are what is doubted; there the SLO is lost for good."""
-    trial, _, benchmark = make_trial(tmp_path, **LOST)
-    trial.job = replace(trial.job, carried=True)
-    record = run(trial)
-    assert (record.outcome, record.failure and record.failure.kind) == ("stopped", "slo_lost")
-    assert [rung.cut is not None for rung in record.rungs] == [False, True]
     assert benchmark.journal == ["rung -1", "rung 0", "rung 1"]
 
 

@@ -51,10 +51,6 @@ class ManySource(RaySource):
     def hopeless(self) -> None:
         """Never: a front has no best one that others could be measured by."""
 
-    def carries(self, parameters: Parameters) -> bool:
-        """See ``source.Judge``."""
-        return False
-
     def _told(self, config: str, loss: float) -> dict[str, float]:
         known = self._losses.get(config)
         return known if known and loss < WORST else dict.fromkeys(self._objectives, loss)

@@ -292,19 +292,15 @@ class Proposer(Searcher):
                 return self._confirmation()
             parameters = self._search()
             if parameters is not None:
-                return self._judged(self._proposal("search", parameters))
+                if isinstance(self._source, Judge):
+                    self._in_vain = self._in_vain + 1 if self._source.hopeless() else 0
+                return self._proposal("search", parameters)
             if self._held is not None:
                 return None
             self._exhausted = True
             if self._unpaid:
                 self._gate.unpaid()
         return self._confirmation()
-
-    def _judged(self, proposal: Proposal) -> Proposal:
-        if not isinstance(self._source, Judge):
-            return proposal
-        self._in_vain = self._in_vain + 1 if self._source.hopeless() else 0
-        return replace(proposal, carried=self._source.carries(proposal.parameters))
 
     def _settled(self) -> str | None:
         """Why no trial is worth while any more: the source expected nothing of the last ones, and still does not."""

@@ -68,6 +68,3 @@ class Judge(Source, Protocol):
 
     def hopeless(self) -> str | None:
         """Why it expected nothing of what it proposed last, nor does of anything now; ``None`` where it does."""
-
-    def carries(self, parameters: Parameters) -> bool:
-        """Whether a trial is to come to its last rung because short ones are doubted: then they are not cut short."""

@@ -151,7 +151,9 @@ class Optimization(Model):
         Canary(), description="`none`, or how far answers may be from the baseline's where a parameter is lossy"
     )
     cut_hopeless: bool = Field(
-        True, description="end a load of a search trial that has lost the SLO for good, or whose engine falls behind"
+        True,
+        description="end a load of a search trial that has lost the SLO for good (in a short rung by far), or whose "
+        "engine falls behind",
     )
     max_iterations: int = Field(20, ge=1, le=100_000, description="trials proposed by the search, at most")
     timeout_per_iteration: int = Field(1800, ge=1, description="seconds for one trial, from deploy to last result")

@@ -174,8 +174,6 @@ class FakeSetup(Setup):
         parameters: Parameters,
         queued_s: float = 0.0,
         node: str | None = None,
-        *,
-        carried: bool = False,
     ) -> Trial:
         job = Job(
             deployment=self._deployment(trial, parameters),
@@ -186,7 +184,6 @@ class FakeSetup(Setup):
             timeout_s=self.trial_timeout_s,
             queued_s=queued_s,
             limited=self.task.optimization.budget is not None,
-            carried=carried,
         )
         faults = Faults(str(parameters.get("fault", "")))
         speed = float(parameters.get("speed") or self.baseline_speed)

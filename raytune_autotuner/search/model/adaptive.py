@@ -91,11 +91,8 @@ class Adaptive:
         self._learnt = -RELEARN
         self._outlook = 0.0
         """What the best one that nobody tried promised when one was looked for, per GPU, as a logarithm."""
-        self._hopeless, self._doubts = False, False
-        """Whether nothing was left when one was looked for, or only what short rungs speak against …"""
-        self._heard_by_then = 0
-        """… and how much had been heard by then."""
-        self._carried: set[str] = set()
+        self._hopeless, self._heard_by_then = False, 0
+        """Whether nothing was left when one was looked for, and how much had been heard by then."""
         self._startup = startup
         self._remember(lessons)
         first = within(space, lessons.first)
@@ -191,8 +188,6 @@ class Adaptive:
         (excess, loss), best = one.at(left), min(each.at(left) for each in (one, *rivals))
         if loss - best[1] > LOSS_BEHIND * abs(best[1]):
             return False
-        if self.carries(parameters):
-            return True
         if excess > best[0] + SLO_BEHIND:
             return False
         if len(peers) < PEERS:
@@ -222,25 +217,17 @@ class Adaptive:
         pool, worth, price = self._look(learn=self._readings() >= self._learnt + RELEARN)
         if not pool:
             return None
-        if self._doubts:
-            worth[worth < NOTHING_MORE] = -math.inf
-        chosen = pool[int(np.argmax(worth - price + 1e-3 * self._rng.gumbel(size=len(pool))))]
-        if self._doubts:
-            self._carried.add(config_hash(chosen))
-        return chosen
+        return pool[int(np.argmax(worth - price + 1e-3 * self._rng.gumbel(size=len(pool))))]
 
     def _look(self, *, learn: bool) -> tuple[list[Parameters], Array, Array]:
-        """What was not tried yet, what each of these is worth, and what it takes; both as logarithms.
-
-        When nothing is left, short rungs are doubted, which break limits that whole ones keep.
-        """
+        """What was not tried yet, what each of these is worth, and what it takes; both as logarithms."""
         self._heard_by_then = self._heard()
         pool, rows = self._pool()
-        self._hopeless, self._doubts, self._outlook = False, False, -math.inf
+        self._hopeless, self._outlook = False, -math.inf
         if not pool:
             return pool, np.empty(0), np.empty(0)
         self._learnt = self._readings() if learn else self._learnt
-        gain, keeps, ends_well = self._beliefs.prospects(rows, self._telling(), self._bar(), learn=learn)
+        gain, keeps = self._beliefs.prospects(rows, self._telling(), self._bar(), learn=learn)
         works = self._beliefs.log_works(rows, most_telling(list(self._tried.values())))
         price = np.log([self._price(parameters) for parameters in pool])
         worth = gain + keeps + CAUTION * works
@@ -248,10 +235,7 @@ class Adaptive:
         if worth.max() < NOTHING_MORE:
             worth[self._is_near_the_best(pool) & (keeps + works > LIKELY)] += FIRST
         worth[self._has_news(rows) & (works > UNLIKELY)] += FIRST
-        if worth.max() < NOTHING_MORE:
-            worth = np.where(ends_well + works > LIKELY, gain + ends_well + CAUTION * works, worth)
-            self._doubts = bool(worth.max() >= NOTHING_MORE)
-            self._hopeless = not self._doubts and self._has_a_best()
+        self._hopeless = bool(worth.max() < NOTHING_MORE) and self._has_a_best()
         return pool, worth, price
 
     def hopeless(self) -> str | None:
@@ -260,9 +244,6 @@ class Adaptive:
             self._look(learn=False)
             self._rng.bit_generator.state = drawn  # when it is asked must not change what is proposed
         return NO_HOPE if self._hopeless else None
-
-    def carries(self, parameters: Parameters) -> bool:
-        return config_hash(parameters) in self._carried
 
     def _has_a_best(self) -> bool:
         return self._bar() is not None or any(t.works and WHOLE in t.losses for t in self._tried.values())

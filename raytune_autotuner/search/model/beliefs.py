@@ -146,10 +146,9 @@ class Beliefs:
         self._slo = Process(Kernel(with_rung_and_node, {rung: -1.0, node: -4.0}), SLOPE, DOUBT, expected=-1)
 
     def prospects(self, rows: Array, tried: Sequence[Trying], bar: float | None, *, learn: bool) -> Array:
-        """How much each is expected to improve on the best so far, and the odds that it keeps the SLO.
+        """How much each is expected to improve on the best so far, and the odds that its last rung keeps the SLO.
 
-        As logarithms, shape (3, n): the odds of all rungs, then those of the last one alone. ``bar`` is a loss that is
-        there anyway: the baseline's.
+        As logarithms, shape (2, n). ``bar`` is a loss that is there anyway: the baseline's.
         """
         return np.stack(self._log_gain(rows, tried, bar, learn))
 
@@ -168,18 +167,18 @@ class Beliefs:
         if not marks:
             return True
         promised = log_improvement(min(marks) - XI, mean[:1], deviation[:1])
-        return float((promised + self._log_keeps_slo(rows[:1], readings, learn=False)[0])[0]) > math.log(gain)
+        return float((promised + self._log_keeps_slo(rows[:1], readings, learn=False))[0]) > math.log(gain)
 
-    def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> tuple[Array, ...]:
+    def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> tuple[Array, Array]:
         readings = _Readings.of(tried) if any(each.losses for each in tried) else None
         if readings is None or len(readings.losses[1]) < 3:
-            return np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(len(rows))
+            return np.zeros(len(rows)), np.zeros(len(rows))
         okay = self._log_keeps_slo(rows, readings, learn=learn)
         self._loss.fit(*readings.losses, learn=learn)
         best = self._best(tried, bar)
         if pending := [each.row for each in tried if each.pending]:
             self._believe(readings, _at_the_end(np.array(pending)))
-        return log_improvement(best - XI, *self._loss.predict(_at_the_end(rows))), *okay
+        return log_improvement(best - XI, *self._loss.predict(_at_the_end(rows))), okay
 
     def _best(self, tried: Sequence[Trying], bar: float | None) -> float:
         heard = [each for each in tried if each.losses]
@@ -194,17 +193,13 @@ class Beliefs:
         x, y, noise = readings.losses
         self._loss.fit(np.vstack([x, rows]), np.append(y, mean), np.append(noise, np.ones(len(mean))), learn=False)
 
-    def _log_keeps_slo(self, rows: Array, readings: _Readings, *, learn: bool) -> tuple[Array, Array]:
-        """At every rung, and at the last one."""
+    def _log_keeps_slo(self, rows: Array, readings: _Readings, *, learn: bool) -> Array:
+        """At the last rung: a short one breaks limits that the whole one keeps."""
         if readings.slo.max() < SLO_SAFE:
-            return np.zeros(len(rows)), np.zeros(len(rows))
+            return np.zeros(len(rows))
         self._slo.fit(readings.x, readings.slo, np.ones(len(readings.slo)), learn=learn)
-        odds = {}
-        for left in {WHOLE, *readings.x[:, LEFT]}:
-            mean, deviation = self._slo.predict(_at_rung(rows, left))
-            odds[left] = log_ndtr((SLO_TOLERANCE - mean) / deviation)
-        heard = [odds[left] for left in np.unique(readings.x[:, LEFT])]
-        return np.asarray(np.min(heard, axis=0)), odds[WHOLE]
+        mean, deviation = self._slo.predict(_at_the_end(rows))
+        return np.asarray(log_ndtr((SLO_TOLERANCE - mean) / deviation))
 
     def log_works(self, rows: Array, tried: Sequence[Trying]) -> Array:
         """Each reason to fail has causes of its own, so it is looked at without those that failed for another one."""
@@ -218,9 +213,5 @@ class Beliefs:
 
 def _at_the_end(rows: Array) -> Array:
     """After the last rung, on the first node."""
-    return _at_rung(rows, WHOLE)
-
-
-def _at_rung(rows: Array, left: float) -> Array:
-    rung_and_node = np.tile([left, 0.0], (len(rows), 1))
+    rung_and_node = np.tile([float(WHOLE), 0.0], (len(rows), 1))
     return np.hstack([rows[:, :-EXPECTED], rung_and_node, rows[:, -EXPECTED:]])

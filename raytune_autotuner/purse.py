@@ -46,7 +46,7 @@ class Purse:
         self._least_gpus, most = plan.gpus if plan else (0, 0)
         self._has_gpus = most > 0
         self._lacked: str | None = None
-        """Why the last one could not be paid for that was asked for."""
+        """Why the last one of those could not be paid for that could not."""
         self._lock = threading.Lock()
 
     def enough(self) -> str | None:
@@ -62,8 +62,9 @@ class Purse:
         """Whether a trial of this very configuration can be paid for."""
         if self._limits is None:
             return True
-        self._lacked = self._standing(self._limits).lacking(self._setup.gpus(parameters))
-        return self._lacked is None
+        lacking = self._standing(self._limits).lacking(self._setup.gpus(parameters))
+        self._lacked = lacking or self._lacked
+        return lacking is None
 
     def unpaid(self) -> None:
         """Write down that the budget is why the search has ended: it pays for nothing that is left to try."""

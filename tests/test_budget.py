@@ -216,9 +216,13 @@ def test_the_smallest_trial_is_as_wide_as_the_runtimes_own_flags_make_it(tmp_pat
 
 
 def test_that_nothing_left_to_try_can_be_paid_is_written_down(tmp_path: Path) -> None:
-    """With the figures of the one that was asked for last."""
-    purse, setup = purse_of(tmp_path, Line(), *DONE, **budget_s(46 + 23 + 45))
+    """With the figures of the last one that was too dear, though others have been paid for since."""
+    purse, setup = purse_of(tmp_path, Line(), *DONE, **budget_s(46 + 23 + 46))
+    setup.folder.save_state(running(7))
     assert not purse.affords({"a": 2})
+    setup.folder.save_record(replace(record(7, {"a": 7}, 1.0), phases={"load": 0.0}))
+    purse._books._looked = float("-inf")
+    assert purse.affords({"a": 2})
     purse.unpaid()
     state = setup.folder.budget()
     assert state is not None

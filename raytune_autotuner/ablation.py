@@ -20,7 +20,8 @@ from raytune_autotuner.minimal import Ablation, Plan, order
 from raytune_autotuner.planning.checks import load_document
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, TrialRecord, config_hash
-from raytune_autotuner.results import Results, load_results, to_text
+from raytune_autotuner.results import Results, load_results
+from raytune_autotuner.results_file import to_text
 from raytune_autotuner.setup import Setup, prepare
 
 SUFFIX = "-minimal"

@@ -254,6 +254,7 @@ def _winner(results: Results) -> Iterator[Text]:
         said = "Best so far, not confirmed" if results.unconfirmed else "Recommended"
         yield Text(f"{said}: {parameters_text(best.parameters)}", style="bold")
         yield Text(f"  {shlex.join(best.argv)}", no_wrap=False)
+        yield from (Text(f"  {said}", style="dim") for said in (results.tied_said,) if said)
         yield from (Text(f"  differs from what was asked: {each}", style="yellow") for each in best.differences)
         yield from (Text(f"  note: {each}", style="yellow") for each in results.notes(best))
 
@@ -294,14 +295,14 @@ def _front(found: Front) -> Iterator[RenderableType]:
     if len(found.front) < 2:
         return
     yield Text("")
-    table = Table(title="Pareto front", title_justify="left", box=None, pad_edge=False)
+    table = Table(title="Pareto front, over all whole runs", title_justify="left", box=None, pad_edge=False)
     for axis in found.axes:
         table.add_column(f"{axis.name} ({axis.unit})" if axis.unit else axis.name, justify="right")
-    for column in ("#", "parameters"):
-        table.add_column(column, overflow="fold")
+    for column in ("runs", "#", "parameters"):
+        table.add_column(column, overflow="fold", justify="left" if column == "parameters" else "right")
     for point in found.front[:SHOWN_TRIALS]:
         values = (f"{value:.4g}" for value in point.values)
-        table.add_row(*values, str(point.number), Text(parameters_text(point.parameters)))
+        table.add_row(*values, str(point.runs), str(point.number), Text(parameters_text(point.parameters)))
     yield table
 
 

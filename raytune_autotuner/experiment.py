@@ -38,7 +38,8 @@ from raytune_autotuner.ray_nodes import RayNodes, unplaced
 from raytune_autotuner.ray_runtime import connected
 from raytune_autotuner.records import Failure, Parameters, TrialId, TrialRecord, TrialState, config_hash
 from raytune_autotuner.reservation import OME_GPU, RAY_GPU, Places, declared
-from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
+from raytune_autotuner.results import Results, load_results
+from raytune_autotuner.results_file import document, to_text, trials_csv
 from raytune_autotuner.search import Lessons, Limits, Past, Proposer, RandomSource, make_scheduler, make_source
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.site import Site

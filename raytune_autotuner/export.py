@@ -160,9 +160,19 @@ def _deployed(folder: ExperimentFolder, record: TrialRecord) -> tuple[Experiment
     return origin, measured
 
 
+def applied(folder: ExperimentFolder, record: TrialRecord) -> str | None:
+    """The manifest of a trial's service as it was applied; ``None`` where there is none."""
+    folder, record = _deployed(folder, record)
+    return _manifest(folder, record)
+
+
+def _manifest(folder: ExperimentFolder, record: TrialRecord) -> str | None:
+    return folder.root.read(f"trials/{record.trial.name}/{MANIFEST}")
+
+
 def _service(folder: ExperimentFolder, record: TrialRecord) -> Manifest:
     """The trial's service as it was made."""
-    text = folder.root.read(f"trials/{record.trial.name}/{MANIFEST}")
+    text = _manifest(folder, record)
     if text is None:
         source = record.reused_from
         why = f": {source.experiment}, which measured it, is gone; run the task without --reuse" if source else ""

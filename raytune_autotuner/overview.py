@@ -18,7 +18,8 @@ from raytune_autotuner.lock import Held
 from raytune_autotuner.planning.checks import load_document
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.records import Parameters, Score
-from raytune_autotuner.results import document, load_results
+from raytune_autotuner.results import load_results
+from raytune_autotuner.results_file import document
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import Task, parse_task

@@ -68,6 +68,19 @@ class Front:
     def front(self) -> tuple[Point, ...]:
         return tuple(point for point in self.points if point.on_front)
 
+    def ties(self, trial: str) -> tuple[Point, ...]:
+        """Those that keep the SLO and whose first value the noise does not tell from that of a trial, best first."""
+        of = next((point for point in self.points if point.trial == trial), None)
+        if of is None or self.noise[0] is None:
+            return ()
+        value, noise = of.values[0], NOISE * self.noise[0]
+        others = (point for point in self.points if point is not of and point.feasible)
+        return tuple(
+            point
+            for point in others
+            if abs(_log(point.values[0]) - _log(value)) <= noise * math.sqrt(1 / point.runs + 1 / of.runs)
+        )
+
 
 def axes(optimization: Optimization) -> tuple[Axis, ...]:
     """What configurations are compared by."""

@@ -15,7 +15,7 @@ from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.folder import SESSIONS, ExperimentFolder, session_file
 from raytune_autotuner.identity import changes, constant, identity
 from raytune_autotuner.lock import Held
-from raytune_autotuner.results import to_text
+from raytune_autotuner.results_file import to_text
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.trial import seconds_since, utc_now
 

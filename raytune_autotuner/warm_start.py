@@ -21,7 +21,7 @@ from raytune_autotuner.foresight import Usual
 from raytune_autotuner.identity import Identity, identity
 from raytune_autotuner.planning.space import Space, coordinate, count, grid_value, is_ordered
 from raytune_autotuner.records import Parameters, ParameterValue, config_hash
-from raytune_autotuner.results import to_text
+from raytune_autotuner.results_file import to_text
 from raytune_autotuner.search.model.encoding import foreseen
 from raytune_autotuner.search.source import Expects
 from raytune_autotuner.setup import Setup

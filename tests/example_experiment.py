@@ -34,7 +34,8 @@ from raytune_autotuner.records import (
     TrialState,
     config_hash,
 )
-from raytune_autotuner.results import document, load_results, to_text, trials_csv
+from raytune_autotuner.results import load_results
+from raytune_autotuner.results_file import document, to_text, trials_csv
 from raytune_autotuner.sessions import Session
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task

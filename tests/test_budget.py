@@ -15,7 +15,8 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.purse import Books, Purse
 from raytune_autotuner.records import BudgetState, Purpose, TrialId, TrialRecord, TrialState, config_hash
-from raytune_autotuner.results import document, load_results
+from raytune_autotuner.results import load_results
+from raytune_autotuner.results_file import document
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.summary import ending

@@ -17,7 +17,8 @@ from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, follow, main
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.overview import Overview
 from raytune_autotuner.records import TrialId, config_hash
-from raytune_autotuner.results import document, load_results, to_text
+from raytune_autotuner.results import load_results
+from raytune_autotuner.results_file import document, to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.trial import run as run_trial
 from raytune_autotuner.trial_logs import Tail

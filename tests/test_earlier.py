@@ -25,8 +25,9 @@ from raytune_autotuner.planning.experience import experience
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Failure, Knee, Parameters, Reused, TrialId, config_hash
-from raytune_autotuner.results import document, load_results, to_text
-from raytune_autotuner.search.proposer import Past
+from raytune_autotuner.results import load_results
+from raytune_autotuner.results_file import document, to_text
+from raytune_autotuner.search.ports import Past
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import FakeSetup

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from raytune_autotuner import anchor, experiment, verification
+from raytune_autotuner import anchor, experiment, report, verification
 from raytune_autotuner.backends.ome import MANIFEST
 from raytune_autotuner.backends.ome_manifest import HOSTNAME, OmeSettings, SecretKey, full_argv, manifest, with_digest
 from raytune_autotuner.cli import BAD_INPUT, ENVIRONMENT, OK, main
@@ -32,6 +32,7 @@ from raytune_autotuner.task.spec import Resources, Task, parse_task
 from tests.emulator.api import ApiServer, ome_crds
 from tests.test_ome_manifest import RUNTIME, SETTINGS, deployment
 from tests.test_results import OOM, folder_with, record, task
+from tests.web_site import client
 
 TRICKY = ("--chat-template", "a 'quoted' $HOME `id`\nline", "--stop", "$(MODEL_PATH)/x")
 
@@ -192,6 +193,9 @@ class TestTakenOver:
         assert made["metadata"]["namespace"] == namespace
         assert made["metadata"]["annotations"][PREFIX + "trial"] == taken.trial.name
         assert "--tp-size" in made["spec"]["engine"]["runner"]["args"]
+        assert f"namespace: {namespace}" in report.read(folder).manifest
+        page = client(tmp_path).get(f"/experiments/exp/trials/{taken.trial.name}").text
+        assert f"namespace: {namespace}" in page
 
     @pytest.mark.parametrize(("records", "program"), [(7, "here"), (2, "there")])
     def test_its_command_is_that_of_a_run_here_else_the_one_that_was_measured(

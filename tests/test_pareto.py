@@ -90,6 +90,17 @@ def test_what_is_beaten_by_no_more_than_the_noise_is_near_the_front() -> None:
     }
 
 
+def test_what_the_noise_does_not_tell_apart_ties() -> None:
+    """In its first value; of a mean of two runs and one more, 1 % of noise tells 3 % apart, and 1 % not."""
+    noisy = [measured(1, 100, 0.1), measured(2, 102, 0.101, purpose="confirm", config=1)]
+    others = [measured(3, 102, 0.9), measured(4, 97, 0.1), measured(5, 99.5, 0.1)]
+    found = pareto.front([*noisy, *others], MANY)
+    first = next(point.trial for point in found.points if point.parameters["a"] == 1)
+    assert [point.parameters["a"] for point in found.ties(first)] == [3, 5]
+    assert found.ties("no such trial") == ()
+    assert pareto.front([noisy[0], *others], MANY).ties(first) == ()  # what noise there is, nobody knows
+
+
 def test_one_objective_is_shown_against_what_it_costs() -> None:
     """A throughput against a tail latency (the one that the SLO names), a latency against the throughput."""
 

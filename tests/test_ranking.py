@@ -24,7 +24,8 @@ from raytune_autotuner.records import (
     TrialRecord,
     config_hash,
 )
-from raytune_autotuner.results import document, load_results
+from raytune_autotuner.results import load_results
+from raytune_autotuner.results_file import document
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics

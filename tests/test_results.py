@@ -28,7 +28,8 @@ from raytune_autotuner.records import (
     config_hash,
 )
 from raytune_autotuner.report import evidence
-from raytune_autotuner.results import Results, document, load_results, to_text, trials_csv
+from raytune_autotuner.results import Results, load_results
+from raytune_autotuner.results_file import document, to_text, trials_csv
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.summary import summarise
 from raytune_autotuner.task.spec import Task, parse_task
@@ -247,6 +248,19 @@ def test_of_those_that_are_out_the_one_that_beats_the_baseline_is_to_be_run(tmp_
     assert results.verdict is not None
     assert results.verdict.winner_anyway
     assert [record.parameters for record, _ in results.refuted] == [{"a": 2}]
+
+
+def test_what_ties_with_the_recommended_one_is_told(tmp_path: Path) -> None:
+    """By what is different in it; whoever is told apart is not named."""
+    folder = full(tmp_path)
+    folder.save_record(record(8, {"a": 4, "b": 1}, 1.005))
+    folder.save_record(record(9, {"a": 5}, 1.3))
+    results = load_results(folder, task())
+    assert [point.parameters for point in results.tied] == [{"a": 4, "b": 1}]
+    assert "#8 (a=4, b=1)" in results.tied_said
+    assert "raytune-autotuner export exp --minimal" in results.tied_said
+    assert document(results, {})["within_noise_of_recommended"] == [results.tied[0].trial]
+    assert "Within the noise of it: #8" in said_of(results)
 
 
 def test_without_a_win_the_baseline_is_recommended(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -40,6 +41,8 @@ from raytune_autotuner.search import (
 )
 from raytune_autotuner.search.knowledge import Knowledge
 from raytune_autotuner.search.proposer import ATTEMPTS
+from raytune_autotuner.search.source import NOTHING
+from raytune_autotuner.search.sources import beginning
 from raytune_autotuner.task.spec import Asha, Optimization, Task, parse_task
 from raytune_autotuner.verdict import Ask
 from raytune_autotuner.verdict.sequential import schedule
@@ -273,7 +276,6 @@ def test_nothing_is_measured_twice_and_the_source_gets_the_known_value() -> None
     d.end(d.ask()[0], [3.0, 2.0])
     assert d.ask()[1].parameters == {"a": 2}
     assert [spy.told.get(k) for k in spy.asked[:2]] == [scalar(2.0, 0.0)] * 2
-    assert d.proposer.duplicates == 1
     assert d.gate.repeats == [config_hash({"a": 1})]
 
 
@@ -937,6 +939,34 @@ def test_another_seed_proposes_something_else(strategy: str) -> None:
     assert proposals(strategy, 3) != proposals(strategy, 4)
 
 
+@pytest.mark.parametrize("strategy", ["random", "bayesian", "optuna"])
+def test_a_search_begins_spread_out(strategy: str) -> None:
+    """Eight points before a model is trusted show each of four values of each parameter twice, as no dice would."""
+    task = local_task(strategy)
+    spread_out = {name: {"type": "choice", "values": [1, 2, 4, 8]} for name in ("threads", "parallel")}
+    task = parse_task(
+        task.model_dump(mode="json")
+        | {"parameters": spread_out, "constraints": [], "optimization": {"strategy": strategy, "max_iterations": 24}},
+        "task.yaml",
+    )
+    source = make_source(task, Space.of(task, load_engine("llamacpp")))
+    begun = [source.propose(f"p{n}") or {} for n in range(8)]
+    for name in spread_out:
+        assert Counter(point[name] for point in begun) == {1: 2, 2: 2, 4: 2, 8: 2}
+    assert len({config_hash(point) for point in begun}) == 8
+
+
+def test_a_search_that_goes_on_does_not_begin_again() -> None:
+    """Those that were measured before count among the points that a model begins with."""
+    task = local_task("optuna")  # four of them
+    space = Space.of(task, load_engine("llamacpp"))
+    known = [point for n in range(3) if (point := make_source(task, space).propose(f"p{n}"))]
+    assert len(beginning(space, NOTHING, 1, 7)) == 1
+    source: Any = make_source(task, space, Lessons(told=tuple((point, 0.5) for point in known)))
+    enqueued = [t for t in source._searcher._ot_study.trials if t.state.name == "WAITING"]
+    assert len(enqueued) == 1
+
+
 def test_a_space_without_parameters_measures_the_baseline_alone() -> None:
     """Nothing to search is not an error."""
     task = local_task("bayesian").model_copy(update={"parameters": {}, "constraints": ()})
@@ -956,7 +986,7 @@ def test_what_comes_to_the_same_is_measured_once() -> None:
     d.end(name, [3.0])
     name, second = d.ask()
     assert second.parameters == {"x": 2}
-    assert d.proposer.duplicates == 1
+    assert d.gate.repeats == [config_hash({"x": 1})]
     assert spy.told[spy.asked[1]] == spy.told[spy.asked[0]]
     assert d.proposer.suggest("later") is None
     d.end(name, [5.0])

@@ -16,9 +16,10 @@ from raytune_autotuner.search.knowledge import WORST
 from raytune_autotuner.search.model.adaptive import Adaptive
 from raytune_autotuner.search.model.beliefs import Beliefs, Trying, logarithm
 from raytune_autotuner.search.model.causes import Causes
-from raytune_autotuner.search.model.encoding import FAR_OFF, Encoding, neighbours, spread
+from raytune_autotuner.search.model.encoding import FAR_OFF, Encoding, neighbours
 from raytune_autotuner.search.model.process import Kernel, Process, log_improvement
 from raytune_autotuner.search.source import Expects, Lessons
+from raytune_autotuner.search.spread import spread
 from raytune_autotuner.task.spec import parse_task
 
 PARAMETERS: dict[str, Any] = {

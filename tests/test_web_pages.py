@@ -22,7 +22,8 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
 from raytune_autotuner.plots.style import described
 from raytune_autotuner.records import Failure, Reused, SearchEnd, TrialId, config_hash
-from raytune_autotuner.results import load_results, to_text
+from raytune_autotuner.results import load_results
+from raytune_autotuner.results_file import to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import parse_task

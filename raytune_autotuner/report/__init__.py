@@ -11,7 +11,7 @@ from pathlib import Path
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.report.facts import Report, read
 from raytune_autotuner.report.pages import html, json_text, markdown
-from raytune_autotuner.results import trials_csv
+from raytune_autotuner.results_file import trials_csv
 
 __all__ = ["FORMATS", "Report", "form_of", "html", "json_text", "markdown", "read"]
 

@@ -65,6 +65,7 @@ def _verdict(results: Results, verdict: Verdict) -> Answer:
     reason = f"{verdict.reason[:1].upper()}{verdict.reason[1:]}."
     why = f"{measured}. {reason}" if measured else reason
     if verdict.kind == "WIN":
+        why = " ".join(filter(None, (why, results.tied_said)))
         return Answer("WIN", "good", f"Change the configuration: {_gained(verdict)} over the baseline.", why)
     if verdict.winner_anyway:
         headline = "Run the winner, its gain unproven: the baseline did not hold up when measured again."

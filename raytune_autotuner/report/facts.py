@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from raytune_autotuner import overview, redaction, sessions
+from raytune_autotuner import export, overview, redaction, sessions
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import TrialRecord, TrialState
 from raytune_autotuner.results import Results, results_of
-
-MANIFESTS = ("inference-service.yaml",)
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ def read(folder: ExperimentFolder) -> Report:
     task = overview.read_task(folder)
     task = task.model_copy(update={"description": redaction.text(task.description)})
     results = results_of(folder, task, [_shown(record) for record in folder.records()])
+    best = results.recommended
     return Report(
         results=results,
         states=tuple(folder.states()),
@@ -59,17 +58,10 @@ def read(folder: ExperimentFolder) -> Report:
         environment=redaction.hidden(json.loads(folder.root.read("environment.json") or "{}")),
         sessions=tuple(sessions.load(folder)),
         elapsed_s=sessions.elapsed_s(folder),
-        manifest=_manifest(folder, results.recommended),
+        manifest=redaction.yaml_text((best and export.applied(folder, best)) or ""),
         location=folder.root.location(),
         written_at=datetime.now(timezone.utc),
     )
-
-
-def _manifest(folder: ExperimentFolder, record: TrialRecord | None) -> str:
-    if record is None:
-        return ""
-    found = (folder.root.read(f"trials/{record.trial.name}/{name}") for name in MANIFESTS)
-    return redaction.yaml_text(next((text for text in found if text), ""))
 
 
 def _shown(record: TrialRecord) -> TrialRecord:

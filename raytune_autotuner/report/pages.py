@@ -14,7 +14,8 @@ from raytune_autotuner.errors import SpecError
 from raytune_autotuner.objectives import goal
 from raytune_autotuner.report import answer, evidence
 from raytune_autotuner.report.facts import Report
-from raytune_autotuner.results import Results, document, to_text
+from raytune_autotuner.results import Results
+from raytune_autotuner.results_file import document, to_text
 from raytune_autotuner.summary import origin
 from raytune_autotuner.task.spec import parse_task
 

@@ -2,7 +2,8 @@
 
 from raytune_autotuner.search.knowledge import Knowledge
 from raytune_autotuner.search.ladder import JudgedLadder, Ladder, make_scheduler
-from raytune_autotuner.search.proposer import FirstCome, Gate, Limits, Nodes, Past, Proposer, Queue, Wanted
+from raytune_autotuner.search.ports import FirstCome, Gate, Limits, Nodes, Past, Queue, Wanted
+from raytune_autotuner.search.proposer import Proposer
 from raytune_autotuner.search.source import WORST, Judge, Lessons, Source
 from raytune_autotuner.search.sources import STRATEGIES, ListSource, RandomSource, make_source
 

@@ -35,7 +35,7 @@ class ManySource(RaySource):
         for record in lessons.ended:
             for result in reports(record):
                 self.hear(record.parameters, result)
-        super().__init__(lambda points: _searcher(task, space, points), space, lessons)
+        super().__init__(lambda points: _searcher(task, space, points), task, space, lessons)
 
     def hear(self, parameters: Parameters, result: Mapping[str, Any]) -> None:
         """See ``source.Judge``."""

@@ -15,6 +15,7 @@ from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, config_hash
 from raytune_autotuner.search.model import Adaptive, startup_points
 from raytune_autotuner.search.source import NOTHING, WORST, Lessons, Source, within
+from raytune_autotuner.search.spread import spread
 from raytune_autotuner.task.spec import Optimization, Task
 
 CONSTRAINED_DRAWS = 200
@@ -35,7 +36,7 @@ class ListSource:
 
 
 class RandomSource:
-    """Independent draws from the space, after what is to be tried first."""
+    """Independent draws from the space, after what is to come first."""
 
     def __init__(self, space: Space, seed: int, first: Sequence[Parameters] = ()) -> None:
         self._space = space
@@ -55,14 +56,17 @@ class RaySource:
     It knows nothing of constraints, so a point that breaks one is answered with the worst value at once.
     """
 
-    def __init__(self, make: Callable[[list[dict[str, Any]]], Searcher], space: Space, lessons: Lessons) -> None:
+    def __init__(
+        self, make: Callable[[list[dict[str, Any]]], Searcher], task: Task, space: Space, lessons: Lessons
+    ) -> None:
         """``make`` builds the searcher with points that it is to propose first: the only way to tell all of them."""
         self._space = space
         self._names: dict[str, str] = {}
         self._configs: dict[str, str] = {}
         """By key, until it was told."""
         known = _points(space, (*(parameters for parameters, _ in lessons.told), *lessons.open))
-        self._searcher = make([*known, *_points(space, within(space, lessons.first))])
+        left = startup_trials(task.optimization) - len(known)
+        self._searcher = make([*known, *_points(space, beginning(space, lessons, left, seed_of(task, known)))])
         self._learn(len(known), {config_hash(parameters): loss for parameters, loss in lessons.told})
 
     def _learn(self, points: int, losses: Mapping[str, float]) -> None:
@@ -112,8 +116,13 @@ def domains(space: Space) -> dict[str, Any]:
 
 
 def startup_trials(optimization: Optimization) -> int:
-    """Random points before a model is trusted: a third of the budget, 4 to 20."""
+    """Points before a model is trusted: a third of the budget, 4 to 20."""
     return max(4, min(20, optimization.max_iterations // 3))
+
+
+def beginning(space: Space, lessons: Lessons, number: int, seed: int) -> list[Parameters]:
+    """What is to be tried first, then so many points that lie evenly over the space."""
+    return [*within(space, lessons.first), *spread(space, max(0, number), np.random.default_rng(seed))]
 
 
 Cost = Callable[[Parameters], float]
@@ -137,7 +146,8 @@ def _grid(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
 
 
 def _random(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
-    return RandomSource(space, task.optimization.seed, within(space, lessons.first))
+    seed = task.optimization.seed
+    return RandomSource(space, seed, beginning(space, lessons, task.optimization.max_iterations, seed))
 
 
 def _bayesian(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
@@ -153,7 +163,7 @@ def _bayesian(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
             random_state_seed=seed_of(task, points),
         )
 
-    return RaySource(make, space, lessons)
+    return RaySource(make, task, space, lessons)
 
 
 def _optuna(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
@@ -179,7 +189,7 @@ def _optuna(task: Task, space: Space, lessons: Lessons, cost: Cost) -> Source:
             sampler=many.sampler(task, points),
         )
 
-    return RaySource(make, space, lessons)
+    return RaySource(make, task, space, lessons)
 
 
 def seed_of(task: Task, known: Sequence[object]) -> int:

@@ -10,7 +10,7 @@ from starlette.responses import StreamingResponse
 
 from raytune_autotuner import redaction
 from raytune_autotuner.records import to_json
-from raytune_autotuner.results import document, trials_csv
+from raytune_autotuner.results_file import document, trials_csv
 from raytune_autotuner.task.spec import json_schema
 from raytune_autotuner.web import drafts, logs, tables
 from raytune_autotuner.web.actions import resume_experiment, stop_experiment

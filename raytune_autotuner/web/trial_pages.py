@@ -11,6 +11,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 
 from raytune_autotuner import redaction
+from raytune_autotuner.backends.ome import MANIFEST
+from raytune_autotuner.export import applied
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.plots import trial_figures
 from raytune_autotuner.records import RungRecord, TrialRecord, from_json
@@ -23,7 +25,6 @@ from raytune_autotuner.web.reader import Snapshot, Trial
 from raytune_autotuner.web.templating import page
 
 router = APIRouter(include_in_schema=False)
-MANIFESTS = ("inference-service.yaml",)
 PHASES = ("queue", "deploy", "load", "warmup", "benchmark", "client", "idle", "teardown")
 FIRST = ("output_tokens_per_s", "requests_per_s", "error_ratio")
 
@@ -47,12 +48,17 @@ def trial_page(request: Request, site: Here, name: str, trial: str, log: str = "
         rungs=[_rung(each) for each in _rungs(folder, record)],
         phases=_phases(known),
         argv=shlex.join(map(str, redaction.command_line(record.argv))) if record and record.argv else "",
-        manifest=_manifest(folder),
+        manifest=redaction.yaml_text(_manifest(site, name, folder, record) or ""),
         info=_info(record),
         environment=_environment(seen),
         logs=names,
         log=log if log in names else (names[0] if names else ""),
     )
+
+
+def _manifest(site: Here, name: str, folder: Storage, record: TrialRecord | None) -> str | None:
+    """As it was applied; of a trial that runs as well."""
+    return applied(site.library.folder(name), record) if record else folder.read(MANIFEST)
 
 
 def _rungs(folder: Storage, record: TrialRecord | None) -> Sequence[RungRecord]:
@@ -83,11 +89,6 @@ def _phases(trial: Trial) -> list[tuple[str, float, float]]:
     total = sum(phases.values())
     ordered = [*(p for p in PHASES if p in phases), *(p for p in phases if p not in PHASES)]
     return [(p, phases[p], phases[p] / total if total else 0.0) for p in ordered if phases[p] > 0]
-
-
-def _manifest(folder: Storage) -> str:
-    found = (folder.read(name) for name in MANIFESTS)
-    return redaction.yaml_text(next((text for text in found if text), ""))
 
 
 def _info(record: TrialRecord | None) -> str:

@@ -18,10 +18,11 @@ from raytune_autotuner.planning.space import Space, is_ordered
 from raytune_autotuner.proposal import reports
 from raytune_autotuner.records import Parameters, config_hash
 from raytune_autotuner.search.model.beliefs import CAUTION, FAR, WHOLE, XI, Beliefs, Trying, logarithm, most_telling
-from raytune_autotuner.search.model.encoding import Encoding, neighbours, spread
+from raytune_autotuner.search.model.encoding import Encoding, neighbours
 from raytune_autotuner.search.model.guesses import Guess, Guesses
 from raytune_autotuner.search.model.process import Array
 from raytune_autotuner.search.source import NOTHING, WORST, Lessons, within
+from raytune_autotuner.search.spread import spread
 from raytune_autotuner.task.parameters import Boolean
 
 DRAWS, PARENTS, PAIRS = 800, 6, 40

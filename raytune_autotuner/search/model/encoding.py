@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from raytune_autotuner.planning.space import Dimension, Point, Space, coordinate, is_ordered
-from raytune_autotuner.records import Parameters, config_hash
+from raytune_autotuner.records import Parameters
 from raytune_autotuner.search.model.process import EXPECTED, Array
 from raytune_autotuner.search.source import Expects
 
 LEFT_OUT = -1.0
 MOVES = 9
 """Places that are looked at in a range without steps."""
-SOBOL_POINTS = 256
 LOOKED_AT = 1000
 """So many configurations say what is best by what is expected."""
 FAR_OFF = 1.2
@@ -73,26 +71,6 @@ def foreseen(space: Space, expects: Expects) -> list[tuple[float, float]]:
     stepped = space.size() is not None
     looked_at = space.grid(LOOKED_AT)[0] if stepped else [space.sample(rng) for _ in range(LOOKED_AT)]
     return [expected for each in looked_at if (expected := expects(each)) is not None]
-
-
-def spread(
-    space: Space, number: int, rng: np.random.Generator, cost: Callable[[Parameters], float] = lambda _: 1.0
-) -> list[Parameters]:
-    """Up to so many configurations that keep the constraints, evenly over the space (a scrambled Sobol sequence).
-
-    Whoever costs twice as much comes half as often, so that each price is paid alike in all.
-    """
-    found: dict[str, tuple[Parameters, float]] = {}
-    for *row, lot in qmc.Sobol(len(space.dimensions) + 1, rng=rng).random(SOBOL_POINTS):
-        at: dict[str, float | int] = {
-            d.name: int(u * d.size) if d.kind == "choice" else float(u)
-            for d, u in zip(space.dimensions, row, strict=True)
-        }
-        configuration = space.configuration(at)
-        if space.problem(configuration) is None:
-            found.setdefault(config_hash(configuration), (configuration, lot * cost(configuration)))
-    least = min((cost(configuration) for configuration, _ in found.values()), default=0.0)
-    return [configuration for configuration, price in found.values() if price <= least][:number]
 
 
 def neighbours(space: Space, parameters: Parameters, pairs: int, rng: np.random.Generator) -> Iterator[Parameters]:

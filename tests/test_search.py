@@ -41,8 +41,8 @@ from raytune_autotuner.search import (
 )
 from raytune_autotuner.search.knowledge import Knowledge
 from raytune_autotuner.search.proposer import ATTEMPTS
+from raytune_autotuner.search.ray_source import beginning
 from raytune_autotuner.search.source import NOTHING
-from raytune_autotuner.search.sources import beginning
 from raytune_autotuner.task.spec import Asha, Optimization, Task, parse_task
 from raytune_autotuner.verdict import Ask
 from raytune_autotuner.verdict.sequential import schedule

@@ -136,10 +136,10 @@ def _groups(records: Sequence[TrialRecord]) -> list[_Group]:
     broken = tuple(r for r in ordered if (score := last_score(r)) and score.violation)
     unmeasured = [r for r in ordered if last_score(r) is None]
     lost = tuple(r for r in unmeasured if r.outcome in ("infeasible", "failed"))
-    early = tuple(r for r in unmeasured if r.outcome == "stopped")
+    cut = tuple(r for r in unmeasured if r.outcome == "stopped")
     tenth, half = math.ceil(len(scored) / 10), math.ceil(len(scored) / 2)
     return [
-        _Group("stopped early", GREY, 1, 0.35, "dot", early),
+        _Group("cut short", GREY, 1, 0.35, "dot", cut),
         _Group("infeasible or failed", VERMILION, 1, 0.5, "dot", lost),
         _Group("breaks the SLO", PURPLE, 1.5, 0.6, "dash", broken),
         _Group("worse half", TEAL, 1, 0.45, "solid", tuple(scored[half:])),

@@ -18,8 +18,8 @@ from raytune_autotuner.objectives import facts_of, scalar
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.proposal import reports
 from raytune_autotuner.records import Parameters, config_hash
+from raytune_autotuner.search.ray_source import RaySource, domains, seed_of, startup_trials
 from raytune_autotuner.search.source import WORST, Lessons
-from raytune_autotuner.search.sources import RaySource, domains, seed_of, startup_trials
 from raytune_autotuner.task.spec import Task
 
 

@@ -233,7 +233,10 @@ def _ended_early(end: SearchEnd | None) -> Iterator[Text]:
 
 def _winner(results: Results) -> Iterator[Text]:
     winner, best = results.winner, results.recommended
-    if winner is None:
+    if results.ablation_of:
+        yield Text(results.ablation_said)
+        return
+    if winner is None and results.verdict is None:
         measured = any(record.rungs or record.outcome == "infeasible" for record in results.records)
         said = "No configuration is feasible." if measured else "Nothing has been measured."
         yield Text(said, style="bold red")
@@ -243,8 +246,10 @@ def _winner(results: Results) -> Iterator[Text]:
             )
         yield from map(Text, results.near)
         return
-    title = "Best in the search" if results.is_best else "Winner"
-    yield Text(f"{title}: {parameters_text(winner.parameters)}  {_last_score(winner)}", style="bold green")
+    if winner is not None:
+        title = "Best in the search" if results.is_best else "Winner"
+        score = f"  {_last_score(winner)}" if results.search else ""  # of a file, the first of several runs says little
+        yield Text(f"{title}: {parameters_text(winner.parameters)}{score}", style="bold green")
     yield from _gain(results)
     yield from (Text(f"  trial #{record.number} is out: it {why}", style="yellow") for record, why in results.refuted)
     yield from (Text(f"  caution: {caveat}", style="yellow") for caveat in results.caveats)
@@ -322,7 +327,8 @@ def _gain(results: Results) -> Iterator[Text]:
         yield _said(verdict)
     elif baseline is not None and baseline.outcome != "completed":
         why = f" ({baseline.failure.kind})" if baseline.failure else ""
-        yield Text(f"The runtime's own flags do not work here{why}, so there is nothing to compare this with.")
+        how = "do not work here" if baseline.outcome == "infeasible" else "were not measured to the end"
+        yield Text(f"The runtime's own flags {how}{why}, so there is nothing to compare this with.")
     elif baseline is winner:
         yield Text("The baseline itself is the best configuration that was measured.")
     else:

@@ -138,8 +138,9 @@ def _version(info: Mapping[str, Any]) -> str:
     """What the server says of its own version, where engines say it."""
     for said in info.values():
         for key in ("version", "build_info"):
-            if isinstance(said, Mapping) and isinstance(said.get(key), str | int):
-                return str(said[key])
+            version = str(said.get(key) or "") if isinstance(said, Mapping) else ""
+            if version and "unknown" not in version:
+                return version
     return ""
 
 
@@ -273,6 +274,8 @@ def _script(folder: ExperimentFolder, task: Task, record: TrialRecord, about: Ma
     elif not record.command:
         argv = _reopened(argv, folder, record)
     head = [f"# {name}: {_one_line(text)}" for name, text in about.items()]
+    if "{python}" in argv:
+        head.append("# PYTHON is an interpreter that has what this starts; HOST and PORT say where it listens.")
     exports = [f"export {name}={_reference(name) if SECRET.search(name) else quoted(env[name])}" for name in env]
     lines = ["#!/bin/sh", *head, *exports, f"exec {' '.join(_words(argv, port, quoted))}"]
     return "\n".join(lines) + "\n"

@@ -29,7 +29,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from raytune_autotuner.errors import Superseded
 from raytune_autotuner.records import (
@@ -140,6 +140,11 @@ class ExperimentFolder:
         self.root.write("stop", "")
         self._unheard.clear()
         self._stop.set(True)
+
+    def course(self) -> Mapping[str, Any]:
+        """What an experiment without a search is for, and of which other one; empty with a search."""
+        found: dict[str, Any] = json.loads(self.root.read(COURSE) or "{}")
+        return found
 
     def stop_requested(self) -> bool:
         """Whether the experiment is to end. A remote store is asked once a second at most: every trial and the search

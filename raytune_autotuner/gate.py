@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
@@ -120,6 +121,30 @@ class ExperimentGate:
                 failure=failure,
             )
         )
+
+    def give_up(self, proposal: Proposal) -> None:
+        """It counts among the runs that were lost; whoever takes the experiment up again begins it again."""
+        folder = self._setup.folder
+        state = folder.state(proposal.trial.name)
+        record = TrialRecord(
+            trial=proposal.trial,
+            experiment=folder.name,
+            number=proposal.number,
+            parameters=proposal.parameters,
+            outcome="failed",
+            started_at=state.started_at if state else utc_now(),
+            rungs=folder.rungs(proposal.trial.name),
+            total_rungs=len(self._setup.rungs),
+            failure=Failure("infrastructure", "its worker died each time that it was begun"),
+            gpus=self._setup.gpus(proposal.parameters),
+            phases=state.phases if state else {},
+        )
+        try:
+            folder.save_record(record)
+            if state is not None:
+                folder.save_state(replace(state, phase="ended", outcome="failed", updated_at=utc_now()))
+        except StorageFault as fault:
+            self._fault = fault
 
     def repeated(self, config: str) -> None:
         if config not in self._repeated:

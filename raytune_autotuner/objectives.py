@@ -21,6 +21,8 @@ BALANCED = "balanced"
 """The score of many objectives: one per cent of any counts alike, or as the task weighs them."""
 WORST = 1e6
 """Stands for an unbounded violation, so that scores stay finite and can be written as JSON."""
+LEAST = 1e-12
+"""What is less counts as this where a ratio or a logarithm is taken."""
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,14 @@ def _goodput_per_gpu(name: str) -> Callable[[Metrics, Context], float]:
 
 def _cost(metrics: Metrics, context: Context) -> float:
     price_per_s = (context.optimization.price_per_gpu_hour or 0.0) * max(1, context.gpus) / 3600
-    return price_per_s / over_loads(metrics, "output_tokens_per_s") * 1e6
+    return price_per_s / max(over_loads(metrics, "output_tokens_per_s"), LEAST) * 1e6
 
 
 def _weighted(metrics: Metrics, context: Context) -> float:
     """A weighted geometric mean: one per cent of any metric counts alike, whatever its unit."""
     weights = context.optimization.weights or {}
     logs = (
-        weight * (1 if METRICS[name].direction == "max" else -1) * math.log(max(over_loads(metrics, name), 1e-12))
+        weight * (1 if METRICS[name].direction == "max" else -1) * math.log(max(over_loads(metrics, name), LEAST))
         for name, weight in weights.items()
     )
     return math.exp(sum(logs) / sum(weights.values()))
@@ -171,7 +173,7 @@ def _balanced(metrics: Metrics, context: Context) -> tuple[float, dict[str, floa
     weights = context.optimization.weights or dict.fromkeys(names, 1.0)
     values = {name: value_of(name, metrics, context) for name in names}
     logs = (
-        weights.get(name, 0.0) * (1 if facts_of(name)[0] == "max" else -1) * math.log(max(value, 1e-12))
+        weights.get(name, 0.0) * (1 if facts_of(name)[0] == "max" else -1) * math.log(max(value, LEAST))
         for name, value in values.items()
     )
     return math.exp(sum(logs) / sum(weights.values())), values

@@ -15,8 +15,8 @@ from statistics import fmean
 from typing import TypeVar
 
 from raytune_autotuner.metrics import METRICS
-from raytune_autotuner.objectives import Context, facts_of, value_of
-from raytune_autotuner.records import Direction, Parameters, TrialRecord
+from raytune_autotuner.objectives import LEAST, Context, facts_of, value_of
+from raytune_autotuner.records import Direction, Parameters, TrialRecord, refuted_configs
 from raytune_autotuner.task.spec import Optimization
 
 T = TypeVar("T")
@@ -62,7 +62,8 @@ class Front:
     axes: tuple[Axis, ...]
     points: tuple[Point, ...] = ()
     noise: tuple[float | None, ...] = ()
-    """Relative standard deviation of a run on each axis, from configurations measured several times; else ``None``."""
+    """Relative standard deviation of a run on each axis, of configurations that keep the SLO and were measured several
+    times; else ``None``."""
 
     @property
     def front(self) -> tuple[Point, ...]:
@@ -93,11 +94,13 @@ def axes(optimization: Optimization) -> tuple[Axis, ...]:
 
 
 def front(records: Iterable[TrialRecord], optimization: Optimization) -> Front:
-    """The front of what an experiment has measured to the end so far; only who keeps the SLO can be on it."""
-    found = axes(optimization)
+    """The front of what an experiment has measured to the end so far; only who works and keeps the SLO can be on it."""
+    records, found = list(records), axes(optimization)
     runs = _by_configuration(records, optimization, found)
-    noise = tuple(_noise([[values[a] for _, values in of] for of in runs]) for a in range(len(found)))
-    points = [_point(of) for of in runs]
+    kept = [of for of in runs if all(record.score and record.score.violation == 0 for record, _ in of)]
+    noise = tuple(_noise([[values[a] for _, values in of] for of in kept]) for a in range(len(found)))
+    out = refuted_configs(records)
+    points = [_point(of, feasible=of[0][0].trial.config not in out) for of in runs]
     rivals = skyline((_goodness(found, point) for point in points if point.feasible), tuple)
     placed = [_placed(point, _goodness(found, point), rivals, noise) for point in points]
     placed.sort(key=lambda point: -_goodness(found, point)[0])
@@ -125,17 +128,17 @@ def _values(record: TrialRecord, optimization: Optimization, found: Sequence[Axi
         return None
 
 
-def _point(runs: Runs) -> Point:
+def _point(runs: Runs, *, feasible: bool) -> Point:
     first = runs[0][0]
     values = tuple(math.exp(fmean(map(_log, column))) for column in zip(*(v for _, v in runs), strict=True))
-    feasible = not any(record.score and record.score.violation > 0 for record, _ in runs)
+    feasible = feasible and not any(record.score and record.score.violation > 0 for record, _ in runs)
     return Point(first.trial.name, first.number, first.parameters, values, len(runs), first.gpus, feasible)
 
 
 def _noise(by_configuration: Iterable[Sequence[float]]) -> float | None:
-    """Pooled over the configurations that were measured several times."""
+    """Pooled over the configurations that were measured several times; of what was nothing there is none."""
     squares, freedom = 0.0, 0
-    for values in by_configuration:
+    for values in filter(all, by_configuration):
         logs = [_log(value) for value in values]
         squares += sum((each - fmean(logs)) ** 2 for each in logs)
         freedom += len(logs) - 1
@@ -178,4 +181,4 @@ def _beats(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _log(value: float) -> float:
-    return math.log(max(value, 1e-12))
+    return math.log(max(value, LEAST))

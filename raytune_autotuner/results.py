@@ -66,6 +66,8 @@ class Results:
     ended_early: SearchEnd | None = None
     """Why the search did not use up its trials."""
     budget: BudgetUse | None = None
+    ablation_of: str = ""
+    """The experiment whose winner's flags were left out in turn (`export --minimal`), if this is that."""
 
     @property
     def recommended(self) -> TrialRecord | None:
@@ -76,9 +78,15 @@ class Results:
 
     @property
     def unconfirmed(self) -> bool:
-        """Whether the winner is only the best of a search yet: it was not compared with a baseline that works."""
+        """Whether the winner is only the best of a search yet: it was not compared with a baseline that may work."""
         base = self.baseline
-        return self.verdict is None and bool(base and base is not self.winner and base.outcome == "completed")
+        return self.verdict is None and bool(base and base is not self.winner and base.outcome != "infeasible")
+
+    @property
+    def ablation_said(self) -> str:
+        """Where an ablation's answer is."""
+        command = f"raytune-autotuner export {shlex.quote(self.ablation_of)} --minimal"
+        return f"This measured which changes of {self.ablation_of}'s winner are worth nothing. What is left: {command}"
 
     @property
     def tied(self) -> tuple[pareto.Point, ...]:
@@ -101,7 +109,9 @@ class Results:
         others = ", ".join(f"#{point.number} ({_unlike(point.parameters, best.parameters)})" for point in tied[:TIED])
         more = f" and {len(tied) - TIED} more" if len(tied) > TIED else ""
         command = f"raytune-autotuner export {shlex.quote(self.experiment)} --minimal"
-        return f"Within the noise of it: {others}{more}. Which of its changes are worth nothing, `{command}` measures."
+        return (
+            f"Within the noise of it: {others}{more}. Which of its changes are worth nothing is measured by {command}"
+        )
 
     @property
     def reachable_slo(self) -> dict[str, float]:
@@ -220,10 +230,10 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
     ranking = rank(records, task)
     ordered = ranking.order
     winner, verdict = _answer(task, records, baseline, ranking)
-    if not any(r.trial.purpose in ("baseline", "search") for r in records):  # nothing was searched: see `verification`
-        baseline = next((r for r in records if not r.parameters), None)
-        winner = next((r for r in records if r.parameters and r.outcome == "completed" and r.score), None)
-        verdict = _verdict(task, records, baseline, winner)
+    course = folder.course()
+    ablation_of = str(course["of"]) if course.get("kind") == "minimal" else ""
+    if not any(r.trial.purpose in ("baseline", "search") for r in records):  # nothing was searched
+        baseline, winner, verdict = _aside(task, records, ablation_of)
     book = ledger(records, _terms(task, folder))
     budget = _budget(task, folder, book)
     if verdict is not None and budget is not None and budget.confirming:
@@ -241,7 +251,21 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
         budget=budget,
         interrupted=folder.stop_requested(),
         ended_early=folder.search_end(),
+        ablation_of=ablation_of,
     )
+
+
+def _aside(
+    task: Task, records: Sequence[TrialRecord], ablation_of: str
+) -> tuple[TrialRecord | None, TrialRecord | None, Verdict | None]:
+    """Baseline, winner and verdict of what was measured in place of a search: of a verification the exported file is
+    the winner, if it works; an ablation asks something else, and has none."""
+    if ablation_of:
+        return None, None, None
+    baseline = next((record for record in records if not record.parameters), None)
+    files = [record for record in records if record.parameters]
+    winner = next((record for record in files if record.outcome == "completed" and record.score), None)
+    return baseline, winner, _verdict(task, records, baseline, winner or next(iter(files), None))
 
 
 def _budget(task: Task, folder: ExperimentFolder, book: Ledger) -> BudgetUse | None:

@@ -44,7 +44,8 @@ def take_over(setup: Setup, found: Found) -> int:
     """Copy what fits into the experiment's folder; how many there were. Can be repeated: nothing is copied twice."""
     folder = setup.folder
     there = set(folder.trial_names())
-    numbers = count(max((r.number for r in folder.records()), default=0) + 1)
+    known = [record.number for record in folder.records()] + [state.number for state in folder.states()]
+    numbers = count(max(known, default=0) + 1)
     taken = 0
     for earlier in matches(setup, found).equal:
         for record in _fitting(setup, earlier):

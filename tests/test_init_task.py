@@ -32,6 +32,17 @@ def test_every_combination_is_valid(engine: str, goal: str, place: dict[str, Any
     assert not any(loaded.parameters[name].lossy for name in task.parameters)
 
 
+def test_goodput_is_searched_under_limits_on_single_requests(tmp_path: Path) -> None:
+    """Its limits are examples, and said to be; what was asked takes their place."""
+    path = tmp_path / "task.yaml"
+    path.write_text(text := write_task(Wish("m", engine="sglang", goal="goodput", **OME)))
+    assert load_checked(path)[0].optimization.objective == "maximize_goodput"
+    assert "These are examples" in text
+    path.write_text(text := write_task(Wish("m", engine="sglang", goal="goodput", ttft_p99_s=0.5, **OME)))
+    assert load_checked(path)[0].optimization.slo == {"ttft_p99_s": 0.5}
+    assert "These are examples" not in text
+
+
 def test_everything_that_was_said_is_in_it(tmp_path: Path) -> None:
     """Flags arrive in the file, next to comments that explain them."""
     text = write_task(

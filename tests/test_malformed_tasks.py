@@ -639,6 +639,8 @@ def test_no_faults_of_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     text = parameters("tp_size: {type: chioce}", more="constraints: [tp_size < 2]\n")
     assert len(load(tmp_path, text, monkeypatch).problems) == 1
     assert len(load(tmp_path, LOCAL + "engine: llamacpp\nmodel: 3\n", monkeypatch).problems) == 1
+    budget = optimization("budget: {wall_time: 8 hours}")  # which sets no limit for that reason alone
+    assert len(load(tmp_path, budget, monkeypatch).problems) == 1
 
 
 JSON_FILES = {

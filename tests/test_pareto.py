@@ -101,6 +101,25 @@ def test_what_the_noise_does_not_tell_apart_ties() -> None:
     assert pareto.front([noisy[0], *others], MANY).ties(first) == ()  # what noise there is, nobody knows
 
 
+def test_who_failed_when_measured_again_is_neither_on_the_front_nor_in_a_tie() -> None:
+    """However well it measured before."""
+    noisy = [measured(1, 100, 0.1), measured(2, 102, 0.101, purpose="confirm", config=1)]
+    failed = replace(measured(4, 0, 0, purpose="confirm", config=3, outcome="infeasible"), rungs=(), score=None)
+    found = pareto.front([*noisy, measured(3, 102, 0.09), failed], MANY)
+    assert [point.parameters["a"] for point in found.front] == [1]
+    assert found.ties(next(point.trial for point in found.points if point.parameters["a"] == 1)) == ()
+
+
+def test_what_breaks_the_slo_or_is_nothing_says_nothing_of_noise() -> None:
+    """A goodput of 0 in one run and of 1 in the next is no relative noise that others could have."""
+    slo = MANY.model_copy(update={"slo": {"ttft_p99_s": 0.4}})
+    nothing = [measured(n, 0.0 if n == 4 else 50.0, 0.1, purpose="confirm", config=2) for n in (4, 5)]
+    broken = [measured(n, n * 10.0, 0.9, purpose="confirm", config=6, optimization=slo) for n in (6, 7)]
+    steady = [measured(n, 100.0 + n, 0.1, purpose="confirm", config=1) for n in (1, 2)]
+    found = pareto.front([*steady, *nothing, *broken], slo)
+    assert found.noise[0] == pytest.approx(0.007, abs=0.001)
+
+
 def test_one_objective_is_shown_against_what_it_costs() -> None:
     """A throughput against a tail latency (the one that the SLO names), a latency against the throughput."""
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raytune_autotuner import display
+from raytune_autotuner import display, report
 from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.export import PREFIX, provenance
-from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.folder import COURSE, ExperimentFolder
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import (
     Failure,
@@ -27,7 +27,7 @@ from raytune_autotuner.records import (
     TrialRecord,
     config_hash,
 )
-from raytune_autotuner.report import evidence
+from raytune_autotuner.report import answer, evidence
 from raytune_autotuner.results import Results, load_results
 from raytune_autotuner.results_file import document, to_text, trials_csv
 from raytune_autotuner.storage import Storage
@@ -261,6 +261,60 @@ def test_what_ties_with_the_recommended_one_is_told(tmp_path: Path) -> None:
     assert "raytune-autotuner export exp --minimal" in results.tied_said
     assert document(results, {})["within_noise_of_recommended"] == [results.tied[0].trial]
     assert "Within the noise of it: #8" in said_of(results)
+
+
+def test_a_file_that_does_not_work_does_not_win_its_verification(tmp_path: Path) -> None:
+    """Its folder says the same as the terminal did: unstable, and the baseline is to be kept."""
+    folder = folder_with(
+        tmp_path,
+        record(0, {}, 2.0, purpose="confirm", rungs=1, repeat=1),
+        record(1, {"file": "x"}, 1.0, purpose="confirm", outcome="infeasible", rungs=0, repeat=1, failure=OOM),
+    )
+    results = load_results(folder, task())
+    assert results.winner is None
+    assert results.recommended is results.baseline is not None
+    assert results.verdict is not None
+    assert results.verdict.kind == "UNSTABLE"
+    assert results.verdict.reason in " ".join(said_of(results).split())
+
+
+def test_an_ablation_has_no_winner_of_its_own(tmp_path: Path) -> None:
+    """Its answer is what it left of another experiment's."""
+    folder = folder_with(
+        tmp_path,
+        record(0, {"a": 1, "b": 2}, 1.0, purpose="confirm", rungs=1, repeat=1),
+        record(1, {"a": 1}, 1.0, purpose="confirm", rungs=1, repeat=1),
+    )
+    folder.root.write(COURSE, json.dumps({"kind": "minimal", "of": "chat"}))
+    results = load_results(folder, task())
+    assert results.recommended is None
+    assert "export chat --minimal" in said_of(results)
+    found = answer.answer(report.read(saved_task(folder)))
+    assert (found.badge, "export chat --minimal" in found.explanation) == ("ABLATION", True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said", "badge", "unconfirmed"),
+    [
+        ("stopped", "were not measured to the end (interrupted)", "NOT CONFIRMED", True),
+        ("infeasible", "do not work here (interrupted)", "NO BASELINE", False),
+    ],
+)
+def test_a_baseline_that_was_not_measured_is_not_said_to_fail(
+    outcome: Outcome, said: str, badge: str, unconfirmed: bool, tmp_path: Path
+) -> None:
+    """And what was found beside it is not confirmed."""
+    cut = record(0, {}, 2.0, purpose="baseline", outcome=outcome, rungs=1, failure=Failure("interrupted", "stopped"))
+    folder = saved_task(folder_with(tmp_path, cut, record(1, {"a": 1}, 1.0)))
+    results = load_results(folder, task())
+    assert results.unconfirmed == unconfirmed
+    assert said in said_of(results)
+    assert answer.answer(report.read(folder)).badge == badge
+
+
+def saved_task(folder: ExperimentFolder) -> ExperimentFolder:
+    folder.root.write("task.json", task().model_dump_json())
+    return folder
 
 
 def test_without_a_win_the_baseline_is_recommended(tmp_path: Path) -> None:

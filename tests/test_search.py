@@ -75,6 +75,7 @@ class Fence:
     over: str | None = None
     refused: list[tuple[Proposal, Failure]] = field(default_factory=list)
     repeats: list[str] = field(default_factory=list)
+    given_up: list[TrialId] = field(default_factory=list)
     too_dear: list[Parameters] = field(default_factory=list)
     records: dict[str, TrialRecord] = field(default_factory=dict)
     asks: list[Sequence[Ask]] = field(default_factory=list)
@@ -98,6 +99,9 @@ class Fence:
 
     def unpaid(self) -> None:
         self.over = "nothing is left to pay with"
+
+    def give_up(self, proposal: Proposal) -> None:
+        self.given_up.append(proposal.trial)
 
     def repeated(self, config: str) -> None:
         self.repeats.append(config)
@@ -752,6 +756,7 @@ def test_a_trial_whose_worker_dies_is_begun_again() -> None:
         trials.append(proposal.trial)
         d.proposer.on_trial_complete(name, None, error=True)
     assert trials == [trials[0]] * ATTEMPTS
+    assert d.gate.given_up == trials[:1]
     assert d.finished()
     assert list(spy.told.values()) == [None]
 
@@ -956,12 +961,61 @@ def test_a_search_begins_spread_out(strategy: str) -> None:
     assert len({config_hash(point) for point in begun}) == 8
 
 
+@pytest.mark.parametrize("strategy", sorted(STRATEGIES))
+def test_what_a_source_never_proposed_is_not_told_to_it(strategy: str) -> None:
+    """A baseline that was cut short, and a trial that is not in the space any more, go on when a search is resumed."""
+    task = local_task(strategy)
+    space = Space.of(task, load_engine("llamacpp"))
+    elsewhere: Parameters = {"threads": 1, "parallel": 99, "ubatch_size": 16}
+    begun = [({}, TrialId("baseline", config_hash({}))), (elsewhere, TrialId("search", config_hash(elsewhere)))]
+    past = Past(open=tuple(Proposal(trial, n, p, 0.0) for n, (p, trial) in enumerate(begun)))
+    d = driver(make_source(task, space, past.lessons()), max_trials=3, past=past)
+    for _ in range(2):
+        d.end(d.ask()[0], [50.0, 50.0])
+    assert d.ask()[1].trial.purpose == "search"
+
+
+def test_an_early_stopped_trial_is_told_after_a_resume_when_another_came_to_its_end() -> None:
+    """It was too early for that when the search was interrupted."""
+    ended = record_of(Proposal(TrialId("search", config_hash({"a": 1})), 1, {"a": 1}, 0.0), [4.0], "stopped")
+    past = Past(ended=(ended,), open=(Proposal(TrialId("baseline", config_hash({})), 0, {}, 0.0),))
+    assert past.lessons().open == ({"a": 1},)
+    spy = Spy([])
+    d = driver(spy, past=past)
+    d.end(d.ask()[0], [2.0, 1.0])
+    assert spy.told == {config_hash({"a": 1}): scalar(2.0, 0.0)}
+
+
+def test_what_waited_when_it_was_interrupted_is_known_when_the_search_goes_on() -> None:
+    """What comes to the same is not measured beside it."""
+    asked: list[Parameters] = []
+
+    def same(parameters: Parameters) -> Parameters:
+        asked.append(parameters)
+        return parameters
+
+    past = Past(open=(Proposal(TrialId("search", config_hash({"a": 1})), 1, {"a": 1}, 0.0),))
+    Proposer(Spy([]), fallback=None, limits=Limits(1), gate=Fence(equal=same), past=past)
+    assert asked == [{"a": 1}]
+
+
+def test_confirming_runs_that_lose_their_workers_come_to_an_end() -> None:
+    """Each run that is given up is a record, so that the verdict hears of it."""
+    d = driver(Spy([{"a": 1}]), max_trials=1)
+    for score in (9.0, 5.0):
+        d.end(d.ask()[0], [score, score])
+    d.gate.asks = [[Ask("winner")]]
+    for _ in range(ATTEMPTS):
+        d.proposer.on_trial_complete(d.ask()[0], None, error=True)
+    assert [trial.purpose for trial in d.gate.given_up] == ["confirm"]
+
+
 def test_a_search_that_goes_on_does_not_begin_again() -> None:
     """Those that were measured before count among the points that a model begins with."""
     task = local_task("optuna")  # four of them
     space = Space.of(task, load_engine("llamacpp"))
-    known = [point for n in range(3) if (point := make_source(task, space).propose(f"p{n}"))]
-    assert len(beginning(space, NOTHING, 1, 7)) == 1
+    known = beginning(space, NOTHING, 4, 3)[:3]
+    assert [*known, *beginning(space, Lessons(open=tuple(known)), 4, 3)] == beginning(space, NOTHING, 4, 3)
     source: Any = make_source(task, space, Lessons(told=tuple((point, 0.5) for point in known)))
     enqueued = [t for t in source._searcher._ot_study.trials if t.state.name == "WAITING"]
     assert len(enqueued) == 1

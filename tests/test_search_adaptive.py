@@ -284,6 +284,7 @@ def gate(problem: Failure | None = None, ended: TrialRecord | None = None) -> An
         affords=lambda parameters: True,
         repeated=lambda config: None,
         refuse=lambda proposal, failure: None,
+        give_up=lambda proposal: None,
         stop_requested=lambda: False,
         same_as=lambda parameters: parameters,
         champion=lambda: None,

@@ -47,7 +47,7 @@ def values(parameters: Parameters) -> dict[str, float]:
 
 
 def report_of(parameters: Parameters) -> dict[str, Any]:
-    return {"values": values(parameters), "violation": 0.0}
+    return {"values": values(parameters), "violation": 0.0, "outcome": "completed"}
 
 
 def searched(of: Task, trials: int = 24) -> list[Parameters]:
@@ -93,6 +93,16 @@ def test_what_cannot_work_is_the_worst_in_all() -> None:
     failed, lost = source._searcher._ot_study.trials[:2]
     assert failed.values == [WORST, WORST]
     assert lost.values is None
+
+
+def test_of_a_trial_that_was_cut_short_nothing_is_told() -> None:
+    """Its short rung measured something else."""
+    of = task()
+    source: Any = make_source(of, space(of))
+    parameters = source.propose("p")
+    source.hear(parameters, report_of(parameters) | {"outcome": None})
+    source.tell("p", 0.4)
+    assert source._searcher._ot_study.trials[0].values is None
 
 
 def test_it_goes_on_with_what_an_experiment_has_measured() -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from raytune_autotuner.metrics import summarise
 from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import Score
 from raytune_autotuner.task.spec import Optimization
@@ -362,6 +363,17 @@ def test_the_same_requests_are_resampled_once(monkeypatch: pytest.MonkeyPatch) -
     del measurement
     gc.collect()
     assert len(noise._KNOWN._known) < before
+
+
+def test_a_value_that_few_requests_have_may_be_lost_in_a_resample() -> None:
+    """Two of twenty answers have more than one token, hence a time per token: such a draw is left out."""
+    metrics = sample_metrics(1, 1.0, noise=0.05)
+    samples = metrics.loads[0].samples
+    few = replace(samples, tpot_s=tuple(t if n in (3, 4) else None for n, t in enumerate(samples.tpot_s)))
+    values = summarise(few, metrics.loads[0].concurrency, 0.0)
+    sparse = replace(metrics, loads=(replace(metrics.loads[0], samples=few, values=values),))
+    context = Context(0, Optimization(objective="minimize_tpot"))
+    assert within_variance(Measurement(sparse, context), seed=1) > 0
 
 
 def test_a_single_request_says_nothing_of_noise() -> None:

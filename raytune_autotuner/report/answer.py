@@ -83,6 +83,8 @@ def _gained(verdict: Verdict) -> str:
 
 def _without_verdict(results: Results) -> Answer:
     winner, baseline = results.winner, results.baseline
+    if results.ablation_of:
+        return Answer("ABLATION", "neutral", "What can be left out of a winner.", results.ablation_said)
     if winner is None:
         return _nothing_feasible(results)
     if baseline is winner:
@@ -91,6 +93,14 @@ def _without_verdict(results: Results) -> Answer:
             "neutral",
             "Keep the baseline: it is the best configuration that was measured.",
             "No trial of the search was measured to the end with a better score.",
+        )
+    if baseline and baseline.outcome == "infeasible":
+        kind = f" ({baseline.failure.kind})" if baseline.failure else ""
+        return Answer(
+            "NO BASELINE",
+            "warn",
+            f"The best is trial #{winner.number}; the runtime's own flags do not work here{kind}.",
+            "There is nothing to compare it with: no gain is claimed.",
         )
     better = gain(winner.score, baseline.score) if baseline and baseline.score and winner.score else None
     over = f" ({better:+.0%} against the baseline in the search)" if better is not None else ""

@@ -68,6 +68,10 @@ class Knowledge:
         found = ((k.parameters, self.told(k)) for config, k in self._known.items() if config != baseline)
         return [(parameters, loss) for parameters, loss in found if loss is not None]
 
+    def untold(self) -> list[Parameters]:
+        """Configurations of which something will be learnt when others have come to their end."""
+        return [k.parameters for k in self._known.values() if k.parameters and self.is_too_early(k)]
+
     def told(self, known: Known) -> float | None:
         """What a source is to learn of a configuration, on the scale of whole benchmarks; ``None`` is nothing."""
         if known.outcome == "completed":

@@ -40,7 +40,7 @@ class ManySource(RaySource):
     def hear(self, parameters: Parameters, result: Mapping[str, Any]) -> None:
         """See ``source.Judge``."""
         values = result.get("values") or {}
-        if set(self._objectives) <= set(values):
+        if result["outcome"] == "completed" and set(self._objectives) <= set(values):
             losses = {name: _loss(name, values[name], result["violation"]) for name in self._objectives}
             self._losses[config_hash(parameters)] = losses
 
@@ -50,6 +50,11 @@ class ManySource(RaySource):
 
     def hopeless(self) -> None:
         """Never: a front has no best one that others could be measured by."""
+
+    def tell(self, key: str, loss: float | None) -> None:
+        """Of a trial that was cut short nothing is learnt: what its short rungs showed must not pass for the whole."""
+        is_measured = self._configs.get(key, key) in self._losses
+        super().tell(key, loss if is_measured or loss == WORST else None)
 
     def _told(self, config: str, loss: float) -> dict[str, float]:
         known = self._losses.get(config)

@@ -32,9 +32,11 @@ class Past:
     open: tuple[Proposal, ...] = ()
 
     def lessons(self) -> Lessons:
+        knowledge = Knowledge.of(self.ended)
+        running = [proposal.parameters for proposal in self.open if proposal.trial.purpose == "search"]
         return Lessons(
-            told=tuple(Knowledge.of(self.ended).losses()),
-            open=tuple(p.parameters for p in self.open if p.trial.purpose == "search"),
+            told=tuple(knowledge.losses()),
+            open=(*running, *knowledge.untold()),
             ended=tuple(record for record in self.ended if not record.trial.again),
         )
 
@@ -125,6 +127,9 @@ class Gate(Protocol):
 
     def refuse(self, proposal: Proposal, failure: Failure) -> None:
         """Record a trial that is not going to run."""
+
+    def give_up(self, proposal: Proposal) -> None:
+        """Record that a trial was begun as often as it may be, and has no end that stands."""
 
     def repeated(self, config: str) -> None:
         """Hear that the strategy proposed a configuration again, by its hash, and that it is not measured again."""

@@ -57,8 +57,6 @@ class Proposer(Searcher):
         self._again = deque(past.open)
         self._running: dict[str, Proposal] = {}
         self._begun: Counter[str] = Counter()
-        self._untold: list[str] = []
-        """What has ended, by its hash, and was not told yet."""
         self._exhausted = False
         self._confirming: deque[Wanted] = deque()
         self._remember(past)
@@ -72,10 +70,15 @@ class Proposer(Searcher):
         self._repeats = {trial.config: 0 for _, trial in trials}
         for _, trial in trials:
             self._repeats[trial.config] = max(self._repeats[trial.config], trial.repeat)
+        self._untold = [config_hash(parameters) for parameters in self._knowledge.untold()]
+        for config in self._untold:
+            self._stream.awaits(config)
         for proposal in past.open:
             if not proposal.trial.again and self._knowledge.get(proposal.trial.config) is None:
                 self._knowledge.add(proposal.parameters)
-                self._stream.awaits(proposal.trial.config)
+                if proposal.trial.purpose == "search":
+                    self._gate.same_as(proposal.parameters)  # which then counts among those that were proposed
+                    self._stream.awaits(proposal.trial.config)
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         return True
@@ -172,10 +175,14 @@ class Proposer(Searcher):
             return
         never_began = not result and not error
         self._begun[proposal.trial.name] -= never_began
-        may = self._begun[proposal.trial.name] < ATTEMPTS and not self._gate.stop_requested()
+        goes_on = not self._gate.stop_requested()
+        may = self._begun[proposal.trial.name] < ATTEMPTS and goes_on
         failed = (result or {}).get("outcome") == "failed" and may and self._queue.has_other_place(proposal)
-        again = (error or failed or never_began) and self._is_open(proposal) and may
+        is_open = (error or failed or never_began) and self._is_open(proposal)
+        again = is_open and may
         self._queue.release(proposal, elsewhere=again and not never_began)
+        if is_open and goes_on and not may:
+            self._gate.give_up(proposal)
         if again:
             self._again.append(proposal)
         elif not proposal.trial.again:

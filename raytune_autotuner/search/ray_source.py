@@ -34,8 +34,8 @@ class RaySource:
         self._configs: dict[str, str] = {}
         """By key, until it was told."""
         known = _points(space, (*(parameters for parameters, _ in lessons.told), *lessons.open))
-        left = startup_trials(task.optimization) - len(known)
-        self._searcher = make([*known, *_points(space, beginning(space, lessons, left, seed_of(task, known)))])
+        first = beginning(space, lessons, startup_trials(task.optimization), task.optimization.seed)
+        self._searcher = make([*known, *_points(space, first)])
         self._learn(len(known), {config_hash(parameters): loss for parameters, loss in lessons.told})
 
     def _learn(self, points: int, losses: Mapping[str, float]) -> None:
@@ -58,11 +58,15 @@ class RaySource:
             if self._space.problem(parameters) is None:
                 self._names[key], self._configs[key] = name, config_hash(parameters)
                 return parameters
-            self.tell(name, WORST)
+            self._answer(name, config_hash(parameters), WORST)
         return None
 
     def tell(self, key: str, loss: float | None) -> None:
-        name, config = self._names.pop(key, key), self._configs.pop(key, key)
+        """For what was not proposed here there is no place: an earlier search had it in a wider space, say."""
+        if key in self._names or key in self._configs:
+            self._answer(self._names.pop(key, key), self._configs.pop(key, key), loss)
+
+    def _answer(self, name: str, config: str, loss: float | None) -> None:
         if loss is None:
             self._searcher.on_trial_complete(name, error=True)
         else:
@@ -90,8 +94,10 @@ def startup_trials(optimization: Optimization) -> int:
 
 
 def beginning(space: Space, lessons: Lessons, number: int, seed: int) -> list[Parameters]:
-    """What is to be tried first, then so many points that lie evenly over the space."""
-    return [*within(space, lessons.first), *spread(space, max(0, number), np.random.default_rng(seed))]
+    """What is to be tried first, then what is left of so many points that lie evenly over the space."""
+    known = {config_hash(parameters) for parameters in (*(told for told, _ in lessons.told), *lessons.open)}
+    fresh = [p for p in spread(space, number, np.random.default_rng(seed)) if config_hash(p) not in known]
+    return [*within(space, lessons.first), *fresh[: max(0, number - len(known))]]
 
 
 def seed_of(task: Task, known: Sequence[object]) -> int:

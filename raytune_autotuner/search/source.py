@@ -25,7 +25,7 @@ class Lessons:
     told: tuple[tuple[Parameters, float], ...] = ()
     """Configurations with their loss, when the experiment goes on."""
     open: tuple[Parameters, ...] = ()
-    """Those that are being measured; they are told later, under their hash."""
+    """Those that are being measured, or wait to be told; that comes later, under their hash."""
     first: tuple[Parameters, ...] = ()
     """What is to be tried first, best guess first; may hold what is known already, or what is not in the space."""
     free: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -372,7 +372,8 @@ def read_task(document: Document) -> Reading:
             task = Task.model_validate_json(json.dumps(data), strict=True)  # strict, and a list is a tuple
         except ValidationError as error:
             found = list(explain(error, data, Task))
-            faults += [fault for fault in found if not _beneath(fault[0], damaged)]
+            new = (fault for fault in found if not _beneath(fault[0], damaged))
+            faults += [fault for fault in new if not _emptied(fault[0], data, damaged)]
             damaged += _prune(data, [steps for steps, _ in found])
         else:
             return Reading(document, task, tuple(faults), tuple(damaged))
@@ -381,6 +382,11 @@ def read_task(document: Document) -> Reading:
 
 def _beneath(steps: Steps, damaged: Sequence[Steps]) -> bool:
     return any(steps[: len(d)] == d for d in damaged)
+
+
+def _emptied(steps: Steps, data: dict[str, Any], damaged: Sequence[Steps]) -> bool:
+    """Whether a part says nothing any more only because what it said was at fault."""
+    return any(d[: len(steps)] == steps for d in damaged) and taskfile.at(data, steps) == {}
 
 
 def _prune(data: dict[str, Any], ways: Sequence[Steps]) -> list[Steps]:

@@ -42,10 +42,16 @@ def within_variance(measurement: Measurement, seed: int, bootstraps: int = BOOTS
     asked = (seed, bootstraps, context.gpus, context.optimization.model_dump_json())
     if asked not in known:
         rng = np.random.default_rng(seed)
-        known[asked] = float(
-            np.var([log_goodness(score(_resampled(metrics, rng), context)) for _ in range(bootstraps)])
-        )
+        drawn = (_resampled(metrics, rng) for _ in range(bootstraps))
+        values = [log_goodness(score(each, context)) for each in drawn if _has_all(each, metrics)]
+        known[asked] = float(np.var(values)) if values else 0.0
     return known[asked]
+
+
+def _has_all(resampled: Metrics, metrics: Metrics) -> bool:
+    """Where few requests have a value (a time per token, say, of answers with more than one), it may get lost."""
+    pairs = zip(resampled.loads, metrics.loads, strict=True)
+    return all(mine.values.keys() >= whole.values.keys() for mine, whole in pairs)
 
 
 class _Known:

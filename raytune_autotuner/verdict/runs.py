@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from raytune_autotuner.objectives import Context, score
+from raytune_autotuner.objectives import LEAST, Context, score
 from raytune_autotuner.records import Metrics, Score
 
 Side = Literal["baseline", "winner"]
@@ -44,7 +44,7 @@ class Run:
 
 def log_goodness(score: Score) -> float:
     """The logarithm of the value, turned so that larger is better; differences are relative gains."""
-    value = math.log(max(score.value, 1e-12))
+    value = math.log(max(score.value, LEAST))
     return value if score.direction == "max" else -value
 
 

@@ -64,6 +64,9 @@ class OpenGate:
     def unpaid(self) -> None:
         pass
 
+    def give_up(self, proposal: Proposal) -> None:
+        pass
+
     def repeated(self, config: str) -> None:
         pass
 

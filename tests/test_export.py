@@ -455,6 +455,8 @@ def test_nothing_is_verified_when_the_file_is_at_fault(local: ExperimentFolder, 
     file = tmp_path / "winner.yaml"
     file.write_text("kind: Pod")
     assert invoke(local, "verify", str(file)).exit_code == BAD_INPUT
+    missing = invoke(local, "verify", str(file.with_name("winer.sh")))
+    assert (missing.exit_code, "there is no such file" in missing.output) == (BAD_INPUT, True)
     assert invoke(local, "verify", "exp").exit_code == ENVIRONMENT  # API_KEY is not set
     assert not [name for name in local.storage.list() if "verify" in name]
 

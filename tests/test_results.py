@@ -34,6 +34,7 @@ from raytune_autotuner.storage import Storage
 from raytune_autotuner.summary import summarise
 from raytune_autotuner.task.spec import Task, parse_task
 from tests.fakes.trials import sample_metrics
+from tests.web_site import client
 
 
 def task(**optimization: object) -> Task:
@@ -261,6 +262,8 @@ def test_what_ties_with_the_recommended_one_is_told(tmp_path: Path) -> None:
     assert "raytune-autotuner export exp --minimal" in results.tied_said
     assert document(results, {})["within_noise_of_recommended"] == [results.tied[0].trial]
     assert "Within the noise of it: #8" in said_of(results)
+    page = client(tmp_path).get(f"/experiments/{saved_task(folder).name}").text
+    assert "Within the noise of it: #8 (a=4, b=1)" in page
 
 
 def test_a_file_that_does_not_work_does_not_win_its_verification(tmp_path: Path) -> None:
@@ -291,6 +294,7 @@ def test_an_ablation_has_no_winner_of_its_own(tmp_path: Path) -> None:
     assert "export chat --minimal" in said_of(results)
     found = answer.answer(report.read(saved_task(folder)))
     assert (found.badge, "export chat --minimal" in found.explanation) == ("ABLATION", True)
+    assert "export chat --minimal" in client(tmp_path).get(f"/experiments/{folder.name}").text
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,8 @@ def verify(file: str, storage: str, experiment: str | None, name: str | None) ->
 
     opened = Storage(storage)
     exported = verification.read(Path(file), os.environ) if Path(file).is_file() else None
+    if exported is None and Path(file).suffix in (".sh", ".yaml", ".yml"):  # and no name of an experiment
+        raise SpecError.single("", "there is no such file", file)
     of = overview.find(opened, experiment or (exported.about.get("experiment") if exported else file))
     exported = exported or verification.exported(of, os.environ)
     task, engine = load_document(overview.read_document(of))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from raytune_autotuner import display
+from raytune_autotuner import display, plots
 from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.export import PREFIX, provenance
 from raytune_autotuner.folder import ExperimentFolder
@@ -206,6 +206,45 @@ def test_the_next_best_is_the_winner_when_the_best_does_not_hold_up(tmp_path: Pa
     grid = evidence.confirming(results)
     assert grid is not None
     assert [row[1] for row in grid.rows] == ["baseline", "#1, out", "baseline", "winner", "winner", "baseline"]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_the_plots_agree_with_the_answer_on_who_is_out(failed: bool, tmp_path: Path) -> None:
+    """It is neither on the front nor the best so far, and is drawn as what it is."""
+    results = finalists(tmp_path, again=True)
+    if failed:
+        out = record(4, {"a": 1}, 1.0, purpose="confirm", rungs=0, repeat=1, outcome="infeasible", failure=OOM)
+        results = load_results(folder_with(tmp_path, out), results.task)
+    assert "trial #1 is out" in said_of(results)
+    drawn = plots.figures(results, names=["tradeoff", "best_so_far"])
+    front = {row[0]: row[-2:] for row in drawn["tradeoff"].table.rows}
+    assert front == {"#0": ("", "yes"), "#1": ("", "not when measured again"), "#2": ("yes", "yes")}
+    assert drawn["tradeoff"].caption.endswith("1 of 3 did not hold up when measured again.")
+    names = {trace.name: len(trace.x) for trace in drawn["tradeoff"].figure.data}
+    assert (names["keeps the SLO"], names["breaks the SLO"], names["did not hold up when measured again"]) == (2, 0, 1)
+    scores = [r.score.value for r in results.records[:3] if r.score]
+    assert [row[-1] for row in drawn["best_so_far"].table.rows] == [scores[0], scores[0], scores[2]]
+    assert "was found by trial #2" in drawn["best_so_far"].caption
+
+
+def test_who_is_out_is_the_best_as_long_as_there_is_no_other(tmp_path: Path) -> None:
+    """In the line and in the plot as in the answer; but it is not on the front."""
+    folder = folder_with(
+        tmp_path,
+        record(0, {}, 9.0, purpose="baseline", slo=LIMIT),
+        record(1, {"a": 1}, 1.0),
+        record(2, {}, 9.0, purpose="confirm", rungs=1, repeat=1, slo=LIMIT),
+        record(3, {"a": 1}, 3.1, purpose="confirm", rungs=1, repeat=1, slo=LIMIT),
+    )
+    results = load_results(folder, task(slo=LIMIT))
+    assert results.winner is not None
+    assert results.winner.number == 1
+    assert "Best in the search: a=1" in said_of(results)
+    assert summarise(results.records, planned=9).best == results.winner.score
+    drawn = plots.figures(results, names=["tradeoff", "best_so_far"])
+    assert results.winner.score is not None
+    assert drawn["best_so_far"].table.rows[-1][-1] == results.winner.score.value
+    assert "keeps the SLO and held up when measured again, so there is no front yet" in drawn["tradeoff"].caption
 
 
 def test_while_nobody_took_the_place_of_one_that_did_not_hold_up_that_is_the_answer(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from raytune_autotuner.earlier import age
 from raytune_autotuner.ledger import charged, was_stopped_early
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.records import Score, TrialRecord, eligible, refuted_configs
+
+BEYOND = 1000.0
+"""A larger gain, relative, only says that one of the two values is next to nothing: no percentage is told then."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,13 @@ def summarise(
 
 
 def gain(best: Score, baseline: Score) -> float | None:
-    """How much better, relative to the baseline: 0.2 is a fifth more throughput, or 1.2 times as fast."""
+    """How much better, relative to the baseline: 0.2 is a fifth more throughput, or 1.2 times as fast.
+
+    ``None`` where that says nothing (see ``BEYOND``).
+    """
     more, less = (best.value, baseline.value) if best.direction == "max" else (baseline.value, best.value)
-    return more / less - 1 if less else None
+    found = more / less - 1 if less else math.inf
+    return found if found <= BEYOND else None
 
 
 def line(summary: Summary) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from raytune_autotuner.ledger import charged
 from raytune_autotuner.objectives import rank
-from raytune_autotuner.records import Parameters, Score, TrialState, refuted_configs
+from raytune_autotuner.records import Parameters, Score, TrialState, eligible, refuted_configs
 from raytune_autotuner.summary import gain
 
 SHOWN_TRIALS = 30
@@ -74,8 +74,7 @@ def _so_far(states: Sequence[TrialState]) -> Iterator[Text]:
     """The best of the search against the baseline, and how far the confirming runs are."""
     whole = [s for s in states if s.outcome == "completed" and s.score and s.trial.purpose in ("baseline", "search")]
     baseline = next((s for s in whole if s.trial.purpose == "baseline"), None)
-    gone = refuted_configs(states)
-    kept = [s for s in whole if s.score and not s.score.violation and s.trial.config not in gone]
+    kept = eligible([s for s in whole if s.score and not s.score.violation], refuted_configs(states))
     best = min(kept, key=lambda s: rank(s.score) if s.score else (0.0, 0.0), default=None)
     if best is not None and best.score is not None:
         better = gain(best.score, baseline.score) if baseline and baseline.score and baseline is not best else None

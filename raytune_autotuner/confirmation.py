@@ -15,13 +15,13 @@ from raytune_autotuner.objectives import Context
 from raytune_autotuner.records import TrialRecord, did_not_hold_up
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Again, Ask, Measurement, Run, Settings, Verdict, decide, measured
+from raytune_autotuner.verdict.judge import BOUNDLESS
 from raytune_autotuner.verdict.runs import of
 
 SPARE_RUNS = 4
 """So many runs may be lost to the infrastructure before the answer is given as it stands."""
 BASELINE_FAILURES = 2
 """So often the baseline, which has worked before, is given the chance to fail when it is measured again."""
-BOUNDLESS = 1e6
 
 
 class Confirmation:

@@ -312,13 +312,12 @@ def _front(found: Front) -> Iterator[RenderableType]:
 
 
 def _said(verdict: Verdict) -> Text:
-    return Text(
-        f"{verdict.kind}: {verdict.gain:+.1%} over the baseline, {verdict.confidence:.0%} confidence interval "
-        f"{verdict.low:+.1%} to {verdict.high:+.1%} ({verdict.winner:.4g} against {verdict.baseline:.4g} "
+    numbers = (
+        f"{verdict.gained(' over the baseline')}, {verdict.confidence:.0%} confidence interval "
+        f"{verdict.interval()} ({verdict.winner:.4g} against {verdict.baseline:.4g} "
         f"{verdict.unit}, measured {verdict.winner_runs} and {verdict.baseline_runs} times in turn); "
-        f"{verdict.reason}.",
-        style="bold",
     )
+    return Text(f"{verdict.kind}: {numbers if verdict.compared else ''}{verdict.reason}.", style="bold")
 
 
 def _gain(results: Results) -> Iterator[Text]:

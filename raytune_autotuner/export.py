@@ -130,8 +130,9 @@ def _verdict(results: Results, record: TrialRecord) -> str:
         return "the baseline" + (f" ({verdict.kind} in the search for a better one)" if verdict else "")
     if verdict is None or winner is None or winner.trial.config != record.trial.config:
         return results.ranking.refuted.get(record.trial.config, "not confirmed")
-    interval = f"{verdict.low:+.1%} to {verdict.high:+.1%} at {verdict.confidence:.0%}"
-    return f"{verdict.kind} {verdict.gain:+.1%} ({interval})"
+    if not verdict.compared:
+        return f"{verdict.kind}: {verdict.reason}"
+    return f"{verdict.kind} {verdict.gained()} ({verdict.interval()} at {verdict.confidence:.0%})"
 
 
 def _version(info: Mapping[str, Any]) -> str:

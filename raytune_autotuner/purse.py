@@ -18,7 +18,15 @@ from raytune_autotuner.ledger import WAITING, held_s, own_s
 from raytune_autotuner.objectives import rank
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.queueing import PlacedQueue
-from raytune_autotuner.records import BudgetState, Parameters, TrialRecord, TrialState, config_hash, refuted_configs
+from raytune_autotuner.records import (
+    BudgetState,
+    Parameters,
+    TrialRecord,
+    TrialState,
+    config_hash,
+    eligible,
+    refuted_configs,
+)
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.verdict import Ask
 
@@ -234,8 +242,7 @@ class Books:
     def _best(self) -> TrialRecord | None:
         found = [p.record for p in self._paid.values()]
         scored = [r for r in found if r.outcome == "completed" and r.score and r.trial.purpose not in FIRST]
-        gone = refuted_configs(found)
-        scored = [r for r in scored if r.trial.config not in gone] or scored
+        scored = eligible(scored, refuted_configs(found))
         return min(scored, key=lambda r: rank(r.score), default=None)  # type: ignore[arg-type]
 
     def gpus_of(self, config: str) -> int:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from raytune_autotuner.confirmation import refuted
 from raytune_autotuner.objectives import Context
-from raytune_autotuner.records import TrialRecord
+from raytune_autotuner.records import TrialRecord, eligible
 from raytune_autotuner.task.spec import FEWEST_BASELINES, Task
 from raytune_autotuner.verdict import Drift, Measurement, Run, drift, log_goodness, measured
 from raytune_autotuner.verdict.drift import too_few
@@ -33,7 +33,7 @@ class Ranking:
     def winner(self) -> TrialRecord | None:
         """The best that keeps the SLO, and that was not refuted as long as there is another."""
         kept = [record for record in self.order if record.score and record.score.violation == 0]
-        return next((record for record in kept if record.trial.config not in self.refuted), next(iter(kept), None))
+        return next(iter(eligible(kept, self.refuted)), None)
 
     @property
     def better(self) -> tuple[TrialRecord, ...]:

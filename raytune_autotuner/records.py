@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -29,6 +29,7 @@ volumes; ``client`` is what the benchmark client adds to the traffic, and ``idle
 Direction = Literal["min", "max"]
 
 T = TypeVar("T")
+Tried = TypeVar("Tried", bound="TrialRecord | TrialState")
 
 
 def config_hash(parameters: Parameters) -> str:
@@ -411,3 +412,8 @@ def did_not_hold_up(run: TrialRecord | TrialState) -> bool:
 def refuted_configs(runs: Iterable[TrialRecord | TrialState]) -> frozenset[str]:
     """The configurations that did not hold up when they were measured again; the baseline is never one of them."""
     return frozenset(run.trial.config for run in runs if did_not_hold_up(run)) - {config_hash({})}
+
+
+def eligible(trials: Sequence[Tried], gone: Container[str]) -> list[Tried]:
+    """Of those that might be the best: whose configuration was not refuted, or all as long as there is no other."""
+    return [each for each in trials if each.trial.config not in gone] or list(trials)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,10 @@ from datetime import datetime
 from raytune_autotuner.earlier import age
 from raytune_autotuner.ledger import charged, was_stopped_early
 from raytune_autotuner.objectives import rank
-from raytune_autotuner.records import Score, TrialRecord, refuted_configs
+from raytune_autotuner.records import Score, TrialRecord, eligible, refuted_configs
+
+BEYOND = 1000.0
+"""A larger gain, relative, only says that one of the two values is next to nothing: no percentage is told then."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,7 @@ class Summary:
     waiting_gpus: int = 0
     """What all that wait want in all."""
     best: Score | None = None
-    """Of the trials that were measured to the end and keep the SLO."""
+    """Of the trials that were measured to the end and keep the SLO (see ``records.eligible``)."""
     baseline: Score | None = None
     held_s: Mapping[str, float] = field(default_factory=dict)
     """GPU-seconds by phase; machine-seconds where there are no GPUs."""
@@ -61,9 +65,8 @@ def summarise(
     """The standing of an experiment from the records of the trials that have ended."""
     records = list(records)
     measured = [r for r in records if not r.trial.again and r.outcome == "completed" and r.score]
-    gone = refuted_configs(records)
-    kept = (r.score for r in measured if r.score and not r.score.violation and r.trial.config not in gone)
-    scores = sorted(kept, key=rank)
+    kept = [r for r in measured if r.score and not r.score.violation]
+    scores = sorted((r.score for r in eligible(kept, refuted_configs(records)) if r.score), key=rank)
     spent: Counter[str] = Counter()
     for record in records:
         spent.update(charged(record))
@@ -81,9 +84,13 @@ def summarise(
 
 
 def gain(best: Score, baseline: Score) -> float | None:
-    """How much better, relative to the baseline: 0.2 is a fifth more throughput, or 1.2 times as fast."""
+    """How much better, relative to the baseline: 0.2 is a fifth more throughput, or 1.2 times as fast.
+
+    ``None`` where that says nothing (see ``BEYOND``).
+    """
     more, less = (best.value, baseline.value) if best.direction == "max" else (baseline.value, best.value)
-    return more / less - 1 if less else None
+    found = more / less - 1 if less else math.inf
+    return found if found <= BEYOND else None
 
 
 def line(summary: Summary) -> str:

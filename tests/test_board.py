@@ -63,6 +63,8 @@ def test_who_did_not_hold_up_is_not_the_best_so_far(tmp_path: Path) -> None:
     first = next(s for s in states if s.trial.config == out.trial.config)
     assert before.endswith(f"trial #{first.number}")
     assert not after.endswith(f"trial #{first.number}")
+    (alone,) = (line for line in shown([first, out], 14, 600.0, width=300) if "Best so far" in line)
+    assert alone.endswith(f"trial #{first.number}")
 
 
 def test_before_anything_has_ended_there_is_no_answer(states: list[TrialState]) -> None:

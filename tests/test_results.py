@@ -6,12 +6,13 @@ import csv
 import io
 import json
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from raytune_autotuner import display, report
+from raytune_autotuner import display, plots, report
 from raytune_autotuner.errors import FailureClass
 from raytune_autotuner.export import PREFIX, provenance
 from raytune_autotuner.folder import COURSE, ExperimentFolder
@@ -27,12 +28,13 @@ from raytune_autotuner.records import (
     TrialRecord,
     config_hash,
 )
-from raytune_autotuner.report import answer, evidence
+from raytune_autotuner.report import Report, answer, evidence
 from raytune_autotuner.results import Results, load_results
 from raytune_autotuner.results_file import document, to_text, trials_csv
 from raytune_autotuner.storage import Storage
-from raytune_autotuner.summary import summarise
+from raytune_autotuner.summary import line, summarise
 from raytune_autotuner.task.spec import Task, parse_task
+from raytune_autotuner.verdict.judge import BOUNDLESS
 from tests.fakes.trials import sample_metrics
 from tests.web_site import client
 
@@ -207,6 +209,96 @@ def test_the_next_best_is_the_winner_when_the_best_does_not_hold_up(tmp_path: Pa
     grid = evidence.confirming(results)
     assert grid is not None
     assert [row[1] for row in grid.rows] == ["baseline", "#1, out", "baseline", "winner", "winner", "baseline"]
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_the_plots_agree_with_the_answer_on_who_is_out(failed: bool, tmp_path: Path) -> None:
+    """It is neither on the front nor the best so far, and is drawn as what it is."""
+    results = finalists(tmp_path, again=True)
+    if failed:
+        out = record(4, {"a": 1}, 1.0, purpose="confirm", rungs=0, repeat=1, outcome="infeasible", failure=OOM)
+        results = load_results(folder_with(tmp_path, out), results.task)
+    assert "trial #1 is out" in said_of(results)
+    drawn = plots.figures(results, names=["tradeoff", "best_so_far"])
+    front = {row[0]: row[-2:] for row in drawn["tradeoff"].table.rows}
+    assert front == {"#0": ("", "yes"), "#1": ("", "not when measured again"), "#2": ("yes", "yes")}
+    assert drawn["tradeoff"].caption.endswith("1 of 3 did not hold up when measured again.")
+    names = {trace.name: len(trace.x) for trace in drawn["tradeoff"].figure.data}
+    assert (names["keeps the SLO"], names["breaks the SLO"], names["did not hold up when measured again"]) == (2, 0, 1)
+    scores = [r.score.value for r in results.records[:3] if r.score]
+    assert [row[-1] for row in drawn["best_so_far"].table.rows] == [scores[0], scores[0], scores[2]]
+    assert "was found by trial #2" in drawn["best_so_far"].caption
+
+
+def test_who_is_out_is_the_best_as_long_as_there_is_no_other(tmp_path: Path) -> None:
+    """In the line and in the plot as in the answer; but it is not on the front."""
+    folder = folder_with(
+        tmp_path,
+        record(0, {}, 9.0, purpose="baseline", slo=LIMIT),
+        record(1, {"a": 1}, 1.0),
+        record(2, {}, 9.0, purpose="confirm", rungs=1, repeat=1, slo=LIMIT),
+        record(3, {"a": 1}, 3.1, purpose="confirm", rungs=1, repeat=1, slo=LIMIT),
+    )
+    results = load_results(folder, task(slo=LIMIT))
+    assert results.winner is not None
+    assert results.winner.number == 1
+    assert "Best in the search: a=1" in said_of(results)
+    assert summarise(results.records, planned=9).best == results.winner.score
+    drawn = plots.figures(results, names=["tradeoff", "best_so_far"])
+    assert results.winner.score is not None
+    assert drawn["best_so_far"].table.rows[-1][-1] == results.winner.score.value
+    assert "keeps the SLO and held up when measured again, so there is no front yet" in drawn["tradeoff"].caption
+
+
+def goodput(number: int, parameters: Parameters, e2e_s: float, purpose: Purpose, repeat: int = 0) -> TrialRecord:
+    """Scored by how many requests begin to be answered in time."""
+    made = record(number, parameters, e2e_s, purpose=purpose, rungs=2 - (purpose == "confirm"), repeat=repeat, gpus=1)
+    context = Context(1, task(objective="maximize_goodput", slo={"ttft_s": 0.01}).optimization)
+    rungs = tuple(replace(rung, score=score(rung.metrics, context)) for rung in made.rungs)
+    return replace(made, rungs=rungs, score=rungs[-1].score)
+
+
+def test_a_gain_over_nothing_is_told_without_a_percentage(tmp_path: Path) -> None:
+    """In the terminal, the headline, the numbers on top, what is exported and the line."""
+    folder = folder_with(
+        tmp_path,
+        goodput(0, {}, 2.0, "baseline"),
+        goodput(1, {"a": 1}, 0.05, "search"),
+        goodput(2, {}, 2.0, "confirm", 1),
+        goodput(3, {"a": 1}, 0.05, "confirm", 1),
+        goodput(4, {"a": 1}, 0.05, "confirm", 2),
+        goodput(5, {}, 2.0, "confirm", 2),
+    )
+    results = load_results(folder, task(objective="maximize_goodput", slo={"ttft_s": 0.01}))
+    assert results.verdict is not None
+    assert results.winner is not None
+    assert (results.verdict.kind, results.verdict.baseline) == ("WIN", 0.0)
+    assert results.verdict.gain == pytest.approx(BOUNDLESS)
+    facts = Report(results, (), "done", 9, "", {}, (), 0.0, "", "folder", datetime.now(timezone.utc))
+    told = f"from nothing to {results.verdict.winner:.1f} requests/s/GPU"
+    assert f"WIN: {told}, 95% confidence interval above 1000 times (" in said_of(results)
+    assert answer.answer(facts).headline == f"Change the configuration: {told}."
+    assert answer.tiles(facts)[0] == answer.Tile("gain over the baseline", told, "95% interval above 1000 times")
+    assert provenance(results, results.winner)[PREFIX + "verdict"] == f"WIN {told} (above 1000 times at 95%)"
+    assert "over the baseline" not in line(summarise(results.records, planned=9))
+
+
+def test_where_one_side_could_not_be_measured_no_numbers_are_told(tmp_path: Path) -> None:
+    """Only the reason."""
+    folder = folder_with(
+        tmp_path,
+        record(0, {}, 2.0, purpose="baseline"),
+        record(1, {"a": 1}, 1.0),
+        record(2, {}, 2.0, purpose="confirm", rungs=1, repeat=1),
+        record(3, {"a": 1}, 1.0, purpose="confirm", rungs=0, repeat=1, outcome="infeasible", failure=OOM),
+    )
+    results = load_results(folder, task())
+    assert results.verdict is not None
+    assert results.winner is not None
+    why = "the winner failed when it was measured again: out_of_memory: no memory"
+    assert f"UNSTABLE: {why}.\n" in said_of(results)
+    assert provenance(results, results.winner)[PREFIX + "verdict"] == f"UNSTABLE: {why}"
+    assert results.verdict.gained() == "not compared"
 
 
 def test_while_nobody_took_the_place_of_one_that_did_not_hold_up_that_is_the_answer(tmp_path: Path) -> None:

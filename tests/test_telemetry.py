@@ -74,6 +74,7 @@ def test_the_line_tells_all_that_is_known() -> None:
         (Summary(5, best=throughput(0.12345)), "0 of 5 trials; best 0.123 tokens/s"),
         (Summary(5, best=throughput(12345.67), baseline=throughput(12345.67)), "0 of 5 trials; best 12345.7 tokens/s"),
         (Summary(5, best=throughput(1.0), baseline=throughput(0.0)), "0 of 5 trials; best 1 tokens/s"),
+        (Summary(5, best=throughput(40.0), baseline=throughput(0.02)), "0 of 5 trials; best 40.0 tokens/s"),
         (Summary(5, held_s={"load": 3600}), "0 of 5 trials; 1.0 machine-hours"),
         (Summary(5, held_s={"load": 36}), "0 of 5 trials"),
     ],

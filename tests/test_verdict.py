@@ -31,9 +31,11 @@ from raytune_autotuner.verdict import (
     noise,
     within_variance,
 )
+from raytune_autotuner.verdict.judge import BOUNDLESS
 from tests.fakes.trials import sample_metrics
 
 THROUGHPUT = Context(1, Optimization(objective="maximize_throughput"))
+TURN: tuple[Side, ...] = ("baseline", "winner", "winner", "baseline")
 LATENCY = Context(1, Optimization(objective="minimize_latency"))
 
 
@@ -326,6 +328,31 @@ def test_keeping_the_slo_needs_no_gain_but_certainty() -> None:
     assert clear.kind == "WIN"
     assert "keeps the SLO" in clear.reason
     assert asked(decide([*done, run("baseline", 1.1, at=3, excess=0.05)], Settings())) == "WBBW"
+
+
+@pytest.mark.parametrize(
+    ("gain", "low", "high", "gained", "interval"),
+    [
+        (0.2, 0.1, 0.3, "+20.0% over it", "+10.0% to +30.0%"),
+        (-0.2, -0.3, -0.1, "-20.0% over it", "-30.0% to -10.0%"),
+        (0.2, -1.0, BOUNDLESS, "+20.0% over it", "-100.0% without an upper bound"),
+        (1994.0, 0.5, BOUNDLESS, "from 0.02 to 39.9 requests/s", "+50.0% without an upper bound"),
+        (BOUNDLESS, 1e5, BOUNDLESS, "from 0.02 to 39.9 requests/s", "above 1000 times"),
+    ],
+)
+def test_a_gain_is_told_in_percent_as_long_as_that_says_something(
+    gain: float, low: float, high: float, gained: str, interval: str
+) -> None:
+    """Beyond that, both values are; and of an interval only the bounds that it has."""
+    found = Verdict("WIN", gain, low, high, 0.95, 0.02, 39.9, "requests/s", 2, 2, "why")
+    assert (found.gained(" over it"), found.interval()) == (gained, interval)
+
+
+def test_a_baseline_of_nothing_leaves_numbers_that_can_be_read() -> None:
+    """A gain has a bound of its own, as its interval has."""
+    found = verdict(decide([run(s, 0.0 if s == "baseline" else 80.0, at=i) for i, s in enumerate(TURN)], Settings()))
+    assert found.gain == found.high == pytest.approx(BOUNDLESS)
+    assert found.low <= found.gain
 
 
 def test_the_order_is_that_of_time() -> None:

@@ -11,6 +11,7 @@ import zipfile
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,11 +23,12 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
 from raytune_autotuner.plots.style import described
 from raytune_autotuner.records import Failure, Reused, SearchEnd, TrialId, config_hash
-from raytune_autotuner.results import load_results
+from raytune_autotuner.results import Results, load_results, results_of
 from raytune_autotuner.results_file import to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import parse_task
+from raytune_autotuner.web import reader
 from raytune_autotuner.web.app import create_app
 from raytune_autotuner.web.cluster import Choice, standing
 from raytune_autotuner.web.new_task import STARTS
@@ -96,6 +98,37 @@ def test_the_gain_beside_a_verdict_is_the_verdicts(folder: Path) -> None:
     assert "in the search" in of[RUNNING]
     assert "in the search" not in of[DONE]
     assert f"{claimed} over the baseline when measured again" in asked.get(f"/experiments/{DONE}").text
+
+
+@pytest.mark.parametrize(
+    ("told", "said", "interval"),
+    [
+        ({"gain": 1e6, "low": 1e5, "high": 1e6, "baseline": 0.0}, "from nothing to", "interval above 1000 times"),
+        ({"gain": 0.2, "low": -1.0, "high": 1e6}, "+20.0 %", "interval -100.0 % without an upper bound"),
+        ({"gain": 0.0, "low": -1.0, "high": 1e6, "winner_runs": 0}, "not compared", ""),
+    ],
+)
+def test_a_gain_without_a_sensible_percentage_has_none(
+    told: dict[str, Any], said: str, interval: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the list, on the experiment's page and beside another one; and no bound where there is none."""
+    file = fill(tmp_path) / DONE / "results.json"
+    found = json.loads(file.read_text())
+    file.write_text(json.dumps(found | {"verdict": found["verdict"] | told}))
+
+    def changed(*arguments: Any) -> Results:
+        made = results_of(*arguments)
+        return replace(made, verdict=replace(made.verdict, **told)) if made.verdict else made
+
+    monkeypatch.setattr(reader, "results_of", changed)
+    asked = client(tmp_path)
+    for path in ("/experiments", f"/experiments/{DONE}", f"/compare?experiment={DONE}&experiment={RUNNING}"):
+        shown = asked.get(path).text
+        assert not texts(shown, said)
+        assert "00000.0 %" not in shown
+    page = asked.get(f"/experiments/{DONE}").text
+    assert (interval in page) if interval else "% interval" not in page
+    assert ("times in turn" in page) == bool(interval)
 
 
 def test_several_objectives_are_all_named_and_valued(tmp_path: Path) -> None:

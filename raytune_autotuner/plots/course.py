@@ -23,8 +23,8 @@ from raytune_autotuner.plots.style import (
     short,
     text,
 )
-from raytune_autotuner.plots.view import View, spent_h, when
-from raytune_autotuner.records import Score, TrialRecord
+from raytune_autotuner.plots.view import View, last_score, spent_h, when
+from raytune_autotuner.records import Score, TrialRecord, eligible
 from raytune_autotuner.summary import ENDINGS, ending, gain, shown
 
 LEAST_SHARE = 1 / 1000
@@ -39,7 +39,7 @@ class _Point:
     spent_h: float
     """In all, when the trial had ended."""
     best: Score | None
-    """Of the trials until then that were measured to the end and keep the SLO."""
+    """Of the trials until then that were measured to the end and keep the SLO, without those refuted since then."""
 
 
 def best_so_far(view: View) -> Plot | None:
@@ -70,11 +70,13 @@ def best_so_far(view: View) -> Plot | None:
 def course(view: View) -> Iterator[_Point]:
     """The trials that compete, in the order in which they ended."""
     ended = view.ended_at()
+    kept = [record for record in view.searched if (score := last_score(record)) and not score.violation]
+    may_win = {record.trial.name for record in eligible(kept, view.results.ranking.refuted)}
     spent, best = 0.0, None
     for record in sorted(view.searched, key=lambda r: (ended[r.trial.name], r.number)):
         spent += spent_h(record)
-        score = record.score if record.outcome == "completed" else None
-        if score is not None and not score.violation and (best is None or rank(score) < rank(best)):
+        score = record.score if record.trial.name in may_win else None
+        if score is not None and (best is None or rank(score) < rank(best)):
             best = score
         yield _Point(record, spent, best)
 

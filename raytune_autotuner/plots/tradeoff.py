@@ -27,10 +27,21 @@ class _Point:
     record: TrialRecord
     throughput: float
     latency_s: float
+    held_up: bool
+    """Whether it did so when it was measured again, if it was."""
+
+    @property
+    def broke_slo(self) -> bool:
+        """As it was measured in the search."""
+        return self.record.rungs[-1].score.violation > 0
+
+    @property
+    def is_out(self) -> bool:
+        return not self.broke_slo and not self.held_up
 
     @property
     def keeps_slo(self) -> bool:
-        return not (self.record.rungs[-1].score.violation)
+        return not self.broke_slo and self.held_up
 
 
 def tradeoff(view: View) -> Plot | None:
@@ -58,7 +69,7 @@ def _points(view: View, records: Sequence[TrialRecord], rate: str, latency: str)
     for record in records:
         x, y = throughput(view, record, rate), worst(record, latency)
         if x is not None and y is not None:
-            yield _Point(record, x, y)
+            yield _Point(record, x, y, view.held_up(record))
 
 
 def _front(whole: Sequence[_Point]) -> list[_Point]:
@@ -71,7 +82,8 @@ def _traces(points: Sequence[_Point], front: Sequence[_Point], view: View) -> It
     whole = [p for p in points if p.record.outcome == "completed"]
     early = [p for p in points if p.record.outcome != "completed"]
     yield _marks(early, "not measured to the end", GOLD, "circle-open", visible="legendonly")
-    yield _marks([p for p in whole if not p.keeps_slo], "breaks the SLO", VERMILION, "x")
+    yield _marks([p for p in whole if p.broke_slo], "breaks the SLO", VERMILION, "x")
+    yield _marks([p for p in whole if p.is_out], "did not hold up when measured again", VERMILION, "x-open")
     yield _marks([p for p in whole if p.keeps_slo], _kept_name(view), BLUE, "circle")
     if front:
         yield go.Scatter(
@@ -149,7 +161,7 @@ def _limits(drawn: go.Figure, view: View, rate: str, latency: str) -> None:
 
 def _row(point: _Point, front: Sequence[_Point]) -> tuple[str | float, ...]:
     on_front = "yes" if point in front else ""
-    keeps = "yes" if point.keeps_slo else "no"
+    keeps = "yes" if point.keeps_slo else "not when measured again" if point.is_out else "no"
     return (f"#{point.record.number}", ending(point.record), point.throughput, point.latency_s, on_front, keeps)
 
 
@@ -157,10 +169,12 @@ def _said(whole: Sequence[_Point], front: Sequence[_Point], view: View, unit: st
     if not whole:
         return "No trial was measured to the end, so there is no front yet; what was measured is behind the legend."
     if not front:
-        return "No trial that was measured to the end keeps the SLO, so there is no front yet."
+        held = "" if all(p.held_up for p in whole) else " and held up when measured again"
+        return f"No trial that was measured to the end keeps the SLO{held}, so there is no front yet."
     ends = f"from {shown(front[0].throughput)} {unit} at {front[0].latency_s:.3g} s"
     ends += f" to {shown(front[-1].throughput)} {unit} at {front[-1].latency_s:.3g} s" if len(front) > 1 else ""
-    broken = sum(not p.keeps_slo for p in whole)
+    broken, out = sum(p.broke_slo for p in whole), sum(p.is_out for p in whole)
     slo = f" {broken} of {len(whole)} break the SLO." if view.results.task.optimization.slo else ""
+    slo += f" {out} of {len(whole)} did not hold up when measured again." if out else ""
     trials = f"{len(front)} trials are" if len(front) > 1 else "One trial is"
     return f"Right and low is better. {trials} beaten by no other in both: {ends} of {spoken(latency)}.{slo}"

@@ -56,6 +56,10 @@ class View:
         optimization = self.results.task.optimization
         return not PER_GPU.isdisjoint(optimization.objectives or (optimization.objective,))
 
+    def held_up(self, record: TrialRecord) -> bool:
+        """Whether the trial's configuration did not fail or break the SLO when it was measured again."""
+        return record.trial.config not in self.results.ranking.refuted
+
     def ended_at(self) -> dict[str, datetime]:
         """When each trial ended, by its name: as it was written, else as its phases add up."""
         written = {s.trial.name: when(s.updated_at) for s in self.states if s.outcome is not None}

@@ -61,12 +61,12 @@ def _ended(results: Results) -> Iterator[str]:
 def _verdict(results: Results, verdict: Verdict) -> Answer:
     times = f"{verdict.winner_runs} and {verdict.baseline_runs} times in turn"
     measured = f"Both were measured again, {times}: {shown(verdict.winner)} against {shown(verdict.baseline)}"
-    measured = f"{measured} {verdict.unit}" if verdict.winner_runs and verdict.baseline_runs else ""
+    measured = f"{measured} {verdict.unit}" if verdict.compared else ""
     reason = f"{verdict.reason[:1].upper()}{verdict.reason[1:]}."
     why = f"{measured}. {reason}" if measured else reason
     if verdict.kind == "WIN":
         why = " ".join(filter(None, (why, results.tied_said)))
-        return Answer("WIN", "good", f"Change the configuration: {_gained(verdict)} over the baseline.", why)
+        return Answer("WIN", "good", f"Change the configuration: {_gained(verdict)}.", why)
     if verdict.winner_anyway:
         headline = "Run the winner, its gain unproven: the baseline did not hold up when measured again."
         return Answer(verdict.kind, "warn", headline, why)
@@ -76,9 +76,8 @@ def _verdict(results: Results, verdict: Verdict) -> Answer:
 
 
 def _gained(verdict: Verdict) -> str:
-    if verdict.low > 0:
-        return f"{verdict.gain:+.0%}"
-    return f"it keeps the SLO ({verdict.gain:+.0%})"
+    gained = verdict.gained(" over the baseline", "{:+.0%}".format)
+    return gained if verdict.low > 0 else f"it keeps the SLO ({gained})"
 
 
 def _without_verdict(results: Results) -> Answer:
@@ -130,9 +129,9 @@ def tiles(report: Report) -> list[Tile]:
 def _gain_tiles(results: Results) -> list[Tile]:
     verdict, best = results.verdict, results.winner
     found = []
-    if verdict and verdict.winner_runs and verdict.baseline_runs:
-        interval = f"{verdict.confidence:.0%} interval {verdict.low:+.1%} to {verdict.high:+.1%}"
-        found.append(Tile("gain over the baseline", f"{verdict.gain:+.1%}", interval))
+    if verdict and verdict.compared:
+        interval = f"{verdict.confidence:.0%} interval {verdict.interval()}"
+        found.append(Tile("gain over the baseline", verdict.gained(), interval))
     if best and best.score:
         base = results.baseline.score if results.baseline else None
         against = f"baseline {shown(base.value)}" if base and results.baseline is not best else ""

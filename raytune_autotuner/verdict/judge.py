@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from raytune_autotuner.summary import BEYOND, shown
 from raytune_autotuner.verdict.design import blocks, nodes
 from raytune_autotuner.verdict.effect import Effect, chance, effect
 from raytune_autotuner.verdict.noise import measured
@@ -19,13 +20,21 @@ NOISY = 0.15
 """An interval wider than ± this, around no difference, says that the machine is too noisy to tell."""
 PLAIN = 0.05
 """A cause is named when chance explains as much less often than this."""
-UNBOUNDED = math.log(1e6)
+BOUNDLESS = 1e6
 """Stands for no bound at all, so that intervals stay finite and can be written as JSON."""
+UNBOUNDED = math.log1p(BOUNDLESS)
+
+
+def _percent(relative: float) -> str:
+    return f"{relative:+.1%}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``gain``, ``low`` and ``high`` are relative: 0.2 is 20 % better than the baseline."""
+    """``gain``, ``low`` and ``high`` are relative: 0.2 is 20 % better than the baseline, ``BOUNDLESS`` is no bound.
+
+    People are told them in the words of ``gained`` and ``interval``, if the two were ``compared``.
+    """
 
     kind: VerdictKind
     gain: float
@@ -43,6 +52,27 @@ class Verdict:
     """Standard deviation of one run, relative."""
     winner_anyway: bool = False
     """Run the winner although no gain was shown: the baseline breaks the SLO by more, or does not work."""
+
+    @property
+    def compared(self) -> bool:
+        """Whether both were measured; otherwise there are no numbers to tell."""
+        return self.baseline_runs > 0 and self.winner_runs > 0
+
+    def gained(self, over: str = "", percent: Callable[[float], str] = _percent) -> str:
+        """``+20.0%``, followed by what it is ``over``; both values where a percentage of the one says nothing."""
+        if not self.compared:
+            return "not compared"
+        if self.gain <= BEYOND:
+            return f"{percent(self.gain)}{over}"
+        before = shown(self.baseline) if self.baseline else "nothing"
+        return f"from {before} to {shown(self.winner)} {self.unit}".rstrip()
+
+    def interval(self, percent: Callable[[float], str] = _percent) -> str:
+        """``+10.0% to +30.0%``, as far as it has bounds."""
+        if self.low > BEYOND:
+            return f"above {BEYOND:g} times"
+        low = percent(self.low)
+        return f"{low} to {percent(self.high)}" if self.high <= BEYOND else f"{low} without an upper bound"
 
 
 def compare(baseline: Sequence[Measurement], winner: Sequence[Measurement], confidence: float, seed: int) -> Verdict:
@@ -82,9 +112,9 @@ def judge(runs: Sequence[Run], alpha: float, confidence: float, failures: Sequen
         reason = f"{reason}; the winner keeps the SLO better and is the one to run, its gain unproven"
     return Verdict(
         kind=kind,
-        gain=math.expm1(found.delta),
-        low=math.expm1(found.delta - half),
-        high=math.expm1(found.delta + half),
+        gain=_relative(found.delta),
+        low=_relative(found.delta - half),
+        high=_relative(found.delta + half),
         confidence=confidence,
         baseline=float(np.mean([run.score.value for run in baseline])),
         winner=float(np.mean([run.score.value for run in winner])),
@@ -95,6 +125,10 @@ def judge(runs: Sequence[Run], alpha: float, confidence: float, failures: Sequen
         noise=math.sqrt(found.variance),
         winner_anyway=anyway,
     )
+
+
+def _relative(delta: float) -> float:
+    return math.expm1(min(delta, UNBOUNDED))
 
 
 def _violation(runs: Sequence[Run]) -> float:

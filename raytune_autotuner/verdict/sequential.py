@@ -84,7 +84,7 @@ def decide(
     following = next((later for later in settings.looks if later > look), None)
     if following is None or verdict.kind == "WIN" or _settled(runs, verdict, alpha, settings):
         return verdict
-    reason = f"{verdict.gain:+.1%} ({verdict.low:+.1%} to {verdict.high:+.1%}) after {look} runs of each"
+    reason = f"{verdict.gained()} ({verdict.interval()}) after {look} runs of each"
     return Again(missing(runs, following, settings.nodes), reason)
 
 

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+
+from pydantic import TypeAdapter
 
 from raytune_autotuner import overview
 from raytune_autotuner.objectives import goal
@@ -16,6 +18,7 @@ from raytune_autotuner.records import Score
 from raytune_autotuner.storage import READERS
 from raytune_autotuner.summary import gain
 from raytune_autotuner.task.spec import Task
+from raytune_autotuner.verdict import Verdict
 from raytune_autotuner.web.library import Library, Unknown
 from raytune_autotuner.web.reader import Snapshot, Unreadable
 
@@ -40,7 +43,7 @@ class Card:
     best: Score | None = None
     gain: float | None = None
     """Over the baseline: the verdict's; without one, of the search's own values, which are partly luck."""
-    verdict: str = ""
+    verdict: Verdict | None = None
     spent: float = 0.0
     unit: str = ""
     started_at: datetime | None = None
@@ -106,7 +109,8 @@ class Cards:
         task = overview.read_task(folder)
         said = overview.read_results(folder)
         baseline = (said.get("baseline") or {}).get("objective_score")
-        best, verdict = seen.best, said.get("verdict") or {}
+        best, told = seen.best, said.get("verdict")
+        verdict = TypeAdapter(Verdict).validate_python(told) if told else None
         return Card(
             name=name,
             version=version,
@@ -115,8 +119,8 @@ class Cards:
             ended=seen.ended,
             planned=seen.ended if seen.state == "done" else overview.planned(folder),
             best=best,
-            gain=verdict.get("gain", _gain(best, baseline)),
-            verdict=verdict.get("kind", ""),
+            gain=_gain(verdict, best, baseline),
+            verdict=verdict,
             spent=seen.spent,
             unit=seen.unit,
             started_at=seen.started_at,
@@ -126,7 +130,6 @@ class Cards:
 def of_snapshot(seen: Snapshot) -> Card:
     results = seen.results
     baseline, verdict = results.baseline.score if results.baseline else None, results.verdict
-    searched = gain(seen.best, baseline) if seen.best and baseline else None
     return Card(
         name=seen.name,
         version=str(seen.version),
@@ -135,8 +138,8 @@ def of_snapshot(seen: Snapshot) -> Card:
         ended=len(seen.records),
         planned=len(seen.records) if seen.state == "done" else seen.planned,
         best=seen.best,
-        gain=verdict.gain if verdict else searched,
-        verdict=verdict.kind if verdict else "",
+        gain=_gain(verdict, seen.best, baseline.value if baseline else None),
+        verdict=verdict,
         spent=results.ledger.total,
         unit=results.ledger.unit,
         started_at=seen.started_at,
@@ -160,7 +163,7 @@ def workload(task: Task) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _gain(best: Score | None, baseline: float | None) -> float | None:
-    if best is None or not baseline or not best.value:
-        return None
-    return best.value / baseline - 1 if best.direction == "max" else baseline / best.value - 1
+def _gain(verdict: Verdict | None, best: Score | None, baseline: float | None) -> float | None:
+    if verdict is not None:
+        return verdict.gain if verdict.compared else None
+    return gain(best, replace(best, value=baseline)) if best and baseline is not None else None

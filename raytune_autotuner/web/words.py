@@ -11,6 +11,7 @@ from raytune_autotuner.objectives import facts_of, goal, measured
 from raytune_autotuner.planning.plan import duration
 from raytune_autotuner.records import ParameterValue, Score
 from raytune_autotuner.summary import shown
+from raytune_autotuner.verdict import Verdict
 
 UNITS = ((86400.0, "day"), (3600.0, "hour"), (60.0, "minute"), (1.0, "second"))
 TITLES = {
@@ -75,6 +76,14 @@ def percent(value: float | None, sign: bool = True) -> str:
     return f"{100 * value:+.1f} %" if sign else f"{100 * value:.3g} %"
 
 
+def gained(verdict: Verdict, over: str = "") -> str:
+    return verdict.gained(over, percent)
+
+
+def interval(verdict: Verdict) -> str:
+    return verdict.interval(percent)
+
+
 def parameter(value: ParameterValue) -> str:
     if value is None:
         return "default"
@@ -137,6 +146,8 @@ FILTERS: dict[str, Any] = {
     "metric_title": metric_title,
     "score": score,
     "percent": percent,
+    "gained": gained,
+    "interval": interval,
     "parameter": parameter,
     "spend": spend,
     "spent": spent,

@@ -226,8 +226,6 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
         verdict = _verdict(task, records, baseline, winner)
     book = ledger(records, _terms(task, folder))
     budget = _budget(task, folder, book)
-    if verdict is not None and budget is not None and budget.confirming:
-        verdict = replace(verdict, reason=f"{verdict.reason}; {budget.confirming}")
     return Results(
         experiment=folder.name,
         task=task,
@@ -235,13 +233,20 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
         baseline=baseline,
         winner=winner,
         closest=ordered[0] if ordered and winner is None else None,
-        verdict=verdict,
+        verdict=with_budget(verdict, budget),
         ranking=ranking,
         ledger=book,
         budget=budget,
         interrupted=folder.stop_requested(),
         ended_early=folder.search_end(),
     )
+
+
+def with_budget(verdict: Verdict | None, budget: BudgetUse | None) -> Verdict | None:
+    """The verdict with what the budget did not pay for among its reasons."""
+    if verdict is None or budget is None or not budget.confirming:
+        return verdict
+    return replace(verdict, reason=f"{verdict.reason}; {budget.confirming}")
 
 
 def _budget(task: Task, folder: ExperimentFolder, book: Ledger) -> BudgetUse | None:

@@ -7,9 +7,10 @@ goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from raytune_autotuner import experiment, overview
+from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.errors import SpecError
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.export import PREFIX, Wish, export, provenance, written
@@ -17,12 +18,12 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.foresight import Launch
 from raytune_autotuner.importance import Importances, importance
 from raytune_autotuner.minimal import Ablation, Plan, order
-from raytune_autotuner.planning.checks import load_document
 from raytune_autotuner.planning.space import Space
 from raytune_autotuner.records import Parameters, TrialRecord, config_hash
 from raytune_autotuner.results import Results, load_results
 from raytune_autotuner.results_file import to_text
 from raytune_autotuner.setup import Setup, prepare
+from raytune_autotuner.task.spec import Task
 
 SUFFIX = "-minimal"
 FILE = "minimal.json"
@@ -38,14 +39,13 @@ class Prepared:
     setup: Setup
 
 
-def begin(of: ExperimentFolder, margin: float) -> Prepared:
-    """Look at everything that an ablation needs; starts nothing.
+def begin(of: ExperimentFolder, task: Task, engine: Engine, margin: float) -> Prepared:
+    """Look at everything that an ablation needs; starts nothing. The task is that of the experiment.
 
     Raises:
         SpecError: there is nothing to leave out.
         EnvironmentFault: something the task needs is not here.
     """
-    task, engine = load_document(overview.read_document(of))
     results = load_results(of, task)
     optimization = task.optimization.model_copy(update={"scheduler": "none"})
     fitted = task.model_copy(update={"optimization": optimization})
@@ -87,12 +87,14 @@ def problem(space: Space, parameters: Parameters) -> str | None:
 
 
 def run(prepared: Prepared) -> Ablation:
-    """Measure until every flag has its answer, or somebody ends it; nothing is left running."""
+    """Measure until every flag has its answer, or somebody or the budget ends it; nothing is left running."""
     folder = prepared.setup.folder
     about = {"kind": "minimal", "of": prepared.of.name}
     options = Options(aside=True, resume=folder.root.exists("task.json"), about=about)
-    experiment.run(prepared.setup, options, prepared.plan)
+    results = experiment.run(prepared.setup, options, prepared.plan)
     stand = prepared.plan.stand(folder.records())
+    if results.budget is not None and not stand.is_over and not results.interrupted:
+        stand = replace(stand, unpaid=results.budget.confirming)
     folder.root.write(FILE, to_text({**asdict(stand), "is_over": stand.is_over, "margin": prepared.plan.margin}))
     return stand
 

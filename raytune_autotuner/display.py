@@ -27,7 +27,7 @@ from raytune_autotuner.objectives import title
 from raytune_autotuner.overview import Overview
 from raytune_autotuner.pareto import Front
 from raytune_autotuner.records import SearchEnd, TrialRecord, TrialState
-from raytune_autotuner.results import Results
+from raytune_autotuner.results import BudgetUse, Results
 from raytune_autotuner.summary import origin
 from raytune_autotuner.verdict import Verdict
 
@@ -170,7 +170,7 @@ def answer(
         *(_importance_lines(importances) if importances else ()),
         Text(""),
         *_cost(results.ledger),
-        *_budget(results),
+        *_budget(results.budget),
         Text(f"Experiment folder: {location}"),
         Text(f"Results: {results_file}"),
     )
@@ -264,10 +264,10 @@ def _winner(results: Results) -> Iterator[Text]:
         yield from (Text(f"  note: {each}", style="yellow") for each in results.notes(best))
 
 
-def verified(verdict: Verdict | None, location: str) -> RenderableType:
+def verified(verdict: Verdict | None, budget: BudgetUse | None, location: str) -> RenderableType:
     """The end of a verification."""
     said = _said(verdict) if verdict else Text("Ended before anything could be said.", style="bold yellow")
-    return Group(said, Text(f"Experiment folder: {location}"))
+    return Group(said, *_budget(budget), Text(f"Experiment folder: {location}"))
 
 
 def importance(found: Importances) -> RenderableType:
@@ -347,8 +347,8 @@ def _cost(ledger: Ledger) -> Iterator[Text]:
         yield Text(f"Spent on configurations that cannot work: {ledger.wasted:.0f} {ledger.unit}")
 
 
-def _budget(results: Results) -> Iterator[Text]:
-    if (budget := results.budget) is not None:
+def _budget(budget: BudgetUse | None) -> Iterator[Text]:
+    if budget is not None:
         yield Text(f"Spent of the budget: {budget.said}")
         for part, why in (("The search", budget.search), ("Confirming", budget.confirming)):
             if why:

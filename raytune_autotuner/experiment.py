@@ -26,8 +26,9 @@ from raytune_autotuner.earlier import Found
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.folder import COURSE, ExperimentFolder
 from raytune_autotuner.gate import Course, ExperimentGate
-from raytune_autotuner.history import QUEUED, settle, take_up
+from raytune_autotuner.history import settle, take_up
 from raytune_autotuner.importance import importance
+from raytune_autotuner.ledger import WAITING
 from raytune_autotuner.packing import GpuNode
 from raytune_autotuner.planning.plan import make_plan
 from raytune_autotuner.planning.space import Space
@@ -310,8 +311,8 @@ def _close_open_trials(setup: Setup) -> None:
 
 
 def _interrupted(setup: Setup, state: TrialState) -> TrialRecord:
-    """Its GPUs were held until now, when what was left of it has been removed."""
-    held_s = seconds_since(state.updated_at) if state.phase != QUEUED else 0.0
+    """Its GPUs, if it had any yet, were held until now, when what was left of it has been removed."""
+    held_s = seconds_since(state.updated_at) if state.phase not in WAITING else 0.0
     return TrialRecord(
         trial=state.trial,
         experiment=setup.folder.name,

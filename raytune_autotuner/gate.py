@@ -57,7 +57,7 @@ class ExperimentGate:
         self._repeated = set(setup.folder.repeated())
 
     def _course(self, course: Course) -> Sequence[Wanted]:
-        return tuple(course.wanted(self._setup.folder.records(), self._comparable))
+        return self.purse.paid(tuple(course.wanted(self._setup.folder.records(), self._comparable)))
 
     def problem(self, parameters: Parameters) -> Failure | None:
         reason = self._queue.never(parameters)

@@ -61,6 +61,8 @@ class Ablation:
     steps: tuple[Step, ...]
     wanted: tuple[Wanted, ...] = ()
     """The runs that come next; none when it is over."""
+    unpaid: str | None = None
+    """What of them the budget did not pay for, when that has ended the ablation before it was over."""
 
     @property
     def is_over(self) -> bool:
@@ -111,7 +113,8 @@ class Plan:
     def stand(self, records: Sequence[TrialRecord], nodes: Nodes = lambda one, other: ()) -> Ablation:
         """What follows from the runs so far."""
         current, steps = dict(self.winner), []
-        left = sorted((r for r in records if r.trial.purpose == "confirm"), key=lambda r: r.number)
+        mine = (r for r in records if r.trial.purpose == "confirm" and not _was_unpaid(r))
+        left = sorted(mine, key=lambda r: r.number)
         for name in self.order:
             smaller = {key: value for key, value in current.items() if key != name}
             if problem := self.allowed(smaller):
@@ -225,6 +228,11 @@ class Plan:
             self._known[name] = measured("baseline", measurement, seed, record.node, begun)
         known = self._known[name]
         return replace(known, side="winner" if record.trial.config == smaller else "baseline")
+
+
+def _was_unpaid(record: TrialRecord) -> bool:
+    """Ended by the budget: it says nothing of its configuration, and is wanted again when there is more money."""
+    return record.failure is not None and record.failure.kind == "budget"
 
 
 def _figures(step: Step) -> tuple[float | None, float | None, float | None, int]:

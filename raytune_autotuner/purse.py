@@ -27,6 +27,7 @@ from raytune_autotuner.records import (
     eligible,
     refuted_configs,
 )
+from raytune_autotuner.search import Wanted
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.verdict import Ask
 
@@ -84,11 +85,27 @@ class Purse:
             return asks
         self._closed = self._closed or self._said.search
         sides = {"winner": self._books.gpus_of(winner), "baseline": self._setup.gpus({})}
-        number = self._standing(self._limits).payable(sides[ask.side] for ask in asks)
-        if number < len(asks):
+        return asks[: self._payable(self._limits, [sides[ask.side] for ask in asks])]
+
+    def paid(self, runs: Sequence[Wanted]) -> Sequence[Wanted]:
+        """Of the runs that a course wants those that can be paid for, in pairs.
+
+        Its first pair is begun in any case, as the baseline of a search is: only then it is known what a run takes.
+        """
+        if self._limits is None:
+            return runs
+        least = 0 if self._books.has_confirmed() else 2
+        return runs[: self._payable(self._limits, [self._setup.gpus(run.parameters) for run in runs], least)]
+
+    def _payable(self, limits: Limits, gpus: Sequence[int], least: int = 0) -> int:
+        """How many runs on so many GPUs can be paid for; when not all can, it is written down until all can."""
+        number, said = max(least, self._standing(limits, anew=True).payable(gpus)), None
+        if number < len(gpus):
             number -= number % 2
-            self._tell(confirming=f"the budget paid for {number} of the {len(asks)} runs that were to come next")
-        return asks[:number]
+            said = f"the budget paid for {number} of the {len(gpus)} runs that were to come next"
+        if said != self._said.confirming:
+            self._tell(confirming=said)
+        return number
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -124,9 +141,9 @@ class Purse:
         if halts.keys() - self._setup.folder.halts().keys():
             self._setup.folder.halt(halts)
 
-    def _standing(self, limits: Limits) -> Standing:
+    def _standing(self, limits: Limits, *, anew: bool = False) -> Standing:
         with self._lock:
-            self._books.look()
+            self._books.look(anew=anew)
             waiting = {
                 p.trial.name: Open(p.trial.purpose, self._setup.gpus(p.parameters)) for p in self._queue.unfinished()
             }
@@ -186,8 +203,9 @@ class Books:
         self._looked = float("-inf")
         self._often_s = LOOK_S / 2 if setup.folder.root.is_local else REMOTE_LOOK_S / 2
 
-    def look(self) -> None:
-        if time.monotonic() - self._looked < self._often_s:
+    def look(self, *, anew: bool = False) -> None:
+        """``anew`` however lately it was done: what has just ended took less than it was expected to."""
+        if not anew and time.monotonic() - self._looked < self._often_s:
             return
         self._looked = time.monotonic()
         over = {n: p for n, p in self._paid.items() if p.record.outcome in ("completed", "infeasible")}

@@ -236,8 +236,6 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
         baseline, winner, verdict = _aside(task, records, ablation_of)
     book = ledger(records, _terms(task, folder))
     budget = _budget(task, folder, book)
-    if verdict is not None and budget is not None and budget.confirming:
-        verdict = replace(verdict, reason=f"{verdict.reason}; {budget.confirming}")
     return Results(
         experiment=folder.name,
         task=task,
@@ -245,7 +243,7 @@ def results_of(folder: ExperimentFolder, task: Task, found: Sequence[TrialRecord
         baseline=baseline,
         winner=winner,
         closest=ordered[0] if ordered and winner is None else None,
-        verdict=verdict,
+        verdict=with_budget(verdict, budget),
         ranking=ranking,
         ledger=book,
         budget=budget,
@@ -266,6 +264,13 @@ def _aside(
     files = [record for record in records if record.parameters]
     winner = next((record for record in files if record.outcome == "completed" and record.score), None)
     return baseline, winner, _verdict(task, records, baseline, winner or next(iter(files), None))
+
+
+def with_budget(verdict: Verdict | None, budget: BudgetUse | None) -> Verdict | None:
+    """The verdict with what the budget did not pay for among its reasons."""
+    if verdict is None or budget is None or not budget.confirming:
+        return verdict
+    return replace(verdict, reason=f"{verdict.reason}; {budget.confirming}")
 
 
 def _budget(task: Task, folder: ExperimentFolder, book: Ledger) -> BudgetUse | None:

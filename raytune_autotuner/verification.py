@@ -26,6 +26,7 @@ from raytune_autotuner.export import PREFIX
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import INFERENCE_SERVICE
 from raytune_autotuner.records import Parameters, TrialRecord, config_hash
+from raytune_autotuner.results import BudgetUse, with_budget
 from raytune_autotuner.search import Nodes, Wanted
 from raytune_autotuner.setup import Given, Setup
 from raytune_autotuner.task.spec import Task
@@ -163,8 +164,8 @@ def fitted(task: Task, exported: Exported, source: str) -> Task:
     return task.model_copy(update={**nothing, "optimization": optimization, "ome": ome})
 
 
-def verify(setup: Setup, exported: Exported, options: Options) -> Verdict | None:
-    """Run the experiment; ``None`` when it was ended before anything could be said.
+def verify(setup: Setup, exported: Exported, options: Options) -> tuple[Verdict | None, BudgetUse | None]:
+    """Run the experiment; no verdict when it was ended before anything could be said, by somebody or the budget.
 
     Nothing is left running when this returns, nor when the process is killed (see ``experiment.run``).
 
@@ -176,8 +177,8 @@ def verify(setup: Setup, exported: Exported, options: Options) -> Verdict | None
     setup.gpus(exported.parameters)  # what is wrong with it is to be known before anything starts
     course = Duel(setup.task, exported.parameters)
     about = {"kind": "verify", "of": exported.about.get("experiment"), "file": dict(exported.parameters)}
-    experiment.run(setup, replace(options, about=about), course)
-    return course.verdict(setup.folder.records())
+    budget = experiment.run(setup, replace(options, about=about), course).budget
+    return with_budget(course.verdict(setup.folder.records()), budget), budget
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,20 @@ import pytest
 from raytune_autotuner.budget import Expectation, Limits, Open, Reserve, Standing, expect, hours
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.gate import ExperimentGate
+from raytune_autotuner.minimal import Ablation, Plan
 from raytune_autotuner.proposal import Proposal
 from raytune_autotuner.purse import Books, Purse
-from raytune_autotuner.records import BudgetState, Purpose, TrialId, TrialRecord, TrialState, config_hash
+from raytune_autotuner.records import (
+    BudgetState,
+    Failure,
+    Parameters,
+    Purpose,
+    TrialId,
+    TrialRecord,
+    TrialState,
+    config_hash,
+)
 from raytune_autotuner.results import load_results
 from raytune_autotuner.results_file import document
 from raytune_autotuner.setup import Setup
@@ -152,6 +163,12 @@ class Line:
     def unfinished(self) -> tuple[Proposal, ...]:
         return tuple(self.proposals)
 
+    def kinds(self) -> dict[str, str]:
+        return {}
+
+    def nodes_for(self, *configurations: Parameters) -> tuple[str, ...]:
+        return ()
+
 
 def purse_of(tmp_path: Path, line: Line, *records: TrialRecord, **optimization: Any) -> tuple[Purse, Setup]:
     """Of a task on this machine whose trials took 23 s; its budget is in machine-seconds."""
@@ -269,6 +286,56 @@ def test_confirming_runs_are_cut_to_pairs_that_can_be_paid(tmp_path: Path) -> No
     state = setup.folder.budget()
     assert state is not None
     assert state.confirming == "the budget paid for 2 of the 4 runs that were to come next"
+
+
+def test_runs_that_turn_out_cheaper_are_paid_for_after_all(tmp_path: Path) -> None:
+    """Then the budget is no reason any more."""
+    purse, setup = purse_of(tmp_path, Line(), *DONE, **budget_s(46 + 3 * 23 + 1))
+    asks = tuple(Ask(side, None) for side in ("baseline", "winner", "winner", "baseline"))
+    assert purse.payable(asks, config_hash({"a": 1})) == asks[:2]
+    for each in (confirming(2, {}), confirming(3, {"a": 1})):
+        setup.folder.save_record(replace(each, phases={"load": 0.1}))
+    assert purse.payable(asks[2:], config_hash({"a": 1})) == asks[2:]
+    state = setup.folder.budget()
+    assert state is not None
+    assert state.confirming is None
+
+
+def measured(setup: Setup, gate: ExperimentGate, paid_s: float) -> int:
+    """How many runs of a course are begun, at ten seconds each; one is halted when more than ``paid_s`` are spent."""
+    assert gate.course is not None
+    first = number = len(setup.folder.records())
+    while wanted := gate.course():
+        for each in wanted:
+            made = confirming(number, dict(each.parameters))
+            if 10.0 * (number + 1) > paid_s:
+                halted = Failure("budget", "the budget is used up")
+                made = replace(made, outcome="stopped", rungs=(), score=None, failure=halted)
+            setup.folder.save_record(replace(made, phases={"load": 10.0}))
+            number += 1
+        assert number < 50
+    return number - first
+
+
+def test_a_course_ends_with_the_budget(tmp_path: Path) -> None:
+    """What it does not pay for is not begun, and has no answer; with a larger one the same question goes on."""
+    course = Plan({"a": 1, "b": 2}, ("a", "b"), task(confirm={"repeats": 2}).optimization)
+
+    def ablated(seconds: float) -> tuple[int, Ablation, str | None]:
+        budget = {"gpu_hours": (seconds + 0.1) / 3600}
+        _, setup = purse_of(tmp_path, Line(), budget=budget, confirm={"repeats": 2})
+        begun = measured(setup, ExperimentGate(setup, Line(), course), seconds)  # type: ignore[arg-type]
+        state = setup.folder.budget()
+        return begun, course.stand(setup.folder.records()), state and state.confirming
+
+    begun, stand, said = ablated(10.0)
+    assert begun == 2  # a pair, as nobody knew what it would take; the second one is halted
+    assert not stand.is_over
+    assert [(step.answer, step.runs) for step in stand.steps] == [("open", 1)]
+    assert said == "the budget paid for 0 of the 3 runs that were to come next"
+    begun, stand, said = ablated(55.0)
+    assert (begun, stand.steps[0].runs, stand.is_over) == (3, 4, False)
+    assert ablated(1e5)[1].is_over
 
 
 def test_once_confirming_has_begun_the_search_is_over(tmp_path: Path) -> None:

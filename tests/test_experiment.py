@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import EnvironmentFault, StorageFault
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.ledger import held_s
 from raytune_autotuner.lock import LOCK, Holder
-from raytune_autotuner.records import TrialId, TrialRecord
+from raytune_autotuner.records import TrialId, TrialRecord, TrialState
 from raytune_autotuner.results import Results
 from raytune_autotuner.site import Local
 from raytune_autotuner.storage import Storage
@@ -396,6 +398,19 @@ def test_the_results_wait_for_no_tracker(tmp_path: Path, monkeypatch: pytest.Mon
     run(tmp_path, optimization__max_iterations=1, optimization__confirm__repeats=0)
     assert desk.journal[0] == "add before the results"
     assert [each for each in desk.journal if "close" in each] == ["close after the results"]
+
+
+@pytest.mark.parametrize(("phase", "charged_s"), [("queue", 0), ("schedule", 0), ("load", 100)])
+def test_who_waits_when_the_session_ends_has_held_nothing(tmp_path: Path, phase: str, charged_s: float) -> None:
+    """Its GPUs are charged until it is closed, from when it has any."""
+    setup = fake_setup(tmp_path)
+    at = (datetime.now(timezone.utc) - timedelta(seconds=100)).isoformat(timespec="milliseconds")
+    state = TrialState(trial_id({}), 1, {}, phase, "", 0, 1, at, at, phases={"pull": 5.0})
+    setup.folder.save_state(state)
+    experiment._close_open_trials(setup)
+    record = setup.folder.record(state.trial.name)
+    assert record is not None
+    assert held_s(record) == pytest.approx(5.0 + charged_s, abs=5)
 
 
 def test_a_finished_experiment_is_extended(tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.experiment import Options
 from raytune_autotuner.export import PREFIX, Wish, export, provenance, runtime_with
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.gate import Course
 from raytune_autotuner.kube import CLUSTER_SERVING_RUNTIME, INFERENCE_SERVICE, Cluster
 from raytune_autotuner.records import Endpoint, Reused, TrialId, TrialRecord
 from raytune_autotuner.render import to_yaml
-from raytune_autotuner.results import load_results
+from raytune_autotuner.results import Results, load_results
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import Resources, Task, parse_task
@@ -385,7 +386,7 @@ class TestGpus:
     def here(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = tmp_path / "file"
         self.ran: list[Setup] = []
-        monkeypatch.setattr(experiment, "run", lambda setup, options, course: self.ran.append(setup))
+        monkeypatch.setattr(experiment, "run", self.run)
         self.setup = Setup(
             task=task(),
             engine=load_engine("sglang"),
@@ -393,6 +394,10 @@ class TestGpus:
             tokenizer="",
             runtime_args=("--tp-size", "2"),
         )
+
+    def run(self, setup: Setup, options: Options, course: Course) -> Results:
+        self.ran.append(setup)
+        return load_results(setup.folder, setup.task)
 
     def gpus(self, text: str, resources: int | None = None) -> tuple[int, int]:
         """Of the file, and of the baseline."""

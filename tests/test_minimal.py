@@ -75,6 +75,14 @@ def ablated(
     return plan.stand(records), records
 
 
+def test_what_the_budget_ended_is_no_run_of_a_comparison() -> None:
+    """However many there were, the flag is not kept for lack of measurements."""
+    halted = [replace(run(n, Wanted(WINNER), 1.0, "stopped"), failure=Failure("budget", "used up")) for n in range(50)]
+    assert plan().stand(halted) == plan().stand([])
+    lost = [replace(each, outcome="failed", failure=Failure("infrastructure", "")) for each in halted]
+    assert plan().stand(lost).steps[0].answer == "kept"
+
+
 def plan(*tried: str, allowed: Callable[[Parameters], str | None] = lambda parameters: None) -> Plan:
     return Plan(WINNER, tried or ("none", "idle", "small", "big"), OPTIMIZATION, allowed=allowed)
 

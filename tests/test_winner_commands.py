@@ -17,11 +17,12 @@ from raytune_autotuner.experiment import Options
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.gate import Course
 from raytune_autotuner.planning.checks import load_checked
-from raytune_autotuner.records import Parameters, config_hash
-from raytune_autotuner.results import load_results
+from raytune_autotuner.records import BudgetState, Parameters, config_hash
+from raytune_autotuner.results import Results, load_results
 from raytune_autotuner.search import Limits, ListSource, Proposer, Wanted
 from raytune_autotuner.setup import Setup
 from raytune_autotuner.storage import Storage
+from raytune_autotuner.task.spec import Budget
 from tests.test_end_to_end import write_task
 from tests.test_minimal import plainly
 from tests.test_results import record
@@ -39,7 +40,7 @@ class MadeUp:
         self.budget = 1000
         self.setups: list[tuple[Setup, Options]] = []
 
-    def run(self, setup: Setup, options: Options, course: Course) -> None:
+    def run(self, setup: Setup, options: Options, course: Course) -> Results:
         self.setups.append((setup, options))
         setup.folder.root.write("task.json", setup.task.model_dump_json())
         setup.folder.root.write(experiment.COURSE, json.dumps(options.about))
@@ -52,6 +53,9 @@ class MadeUp:
                 argv = setup.trial(found.trial, n, each.parameters).job.deployment.argv
                 made.append(replace(found, command=argv, started_at=f"2026-01-01T00:{n % 60:02}:00+00:00"))
                 setup.folder.save_record(made[-1])
+        if wanted and setup.task.optimization.budget:
+            setup.folder.save_budget(BudgetState(60.0, confirming=f"the budget paid for 0 of the {len(wanted)} runs"))
+        return load_results(setup.folder, setup.task)
 
 
 @pytest.fixture
@@ -117,6 +121,26 @@ class TestVerify:
         made_up.budget = 1
         assert invoke("verify", "exp", "--name", "cut").exit_code == INTERRUPTED
 
+    def test_what_the_budget_did_not_pay_for_is_told(self, made_up: MadeUp) -> None:
+        """As a reason of the verdict as it stands, and where there is none."""
+        made_up.budget = 1
+        none = invoke("verify", "exp", "--name", "none", "--set", "optimization.budget={gpu_hours: 1}")
+        assert none.exit_code == INTERRUPTED
+        assert "Confirming was cut short: the budget paid for 0 of the" in none.stdout
+        made_up.seconds, made_up.budget = lambda parameters: 1.0 if parameters else 1.05, 2
+        some = invoke("verify", "exp", "--name", "some", "--set", "optimization.budget={gpu_hours: 1}")
+        assert "measured 1 and 1 times" in some.stdout
+        assert "; the budget paid for 0 of the" in " ".join(some.stdout.split())
+        assert made_up.setups[0][0].task.optimization.budget == Budget(gpu_hours=1)
+
+    def test_nothing_but_the_budget_may_be_another_one(self, made_up: MadeUp) -> None:
+        """It would be compared with another question."""
+        assert invoke("verify", "exp", "--set", "optimization.budgets=1").exit_code == BAD_INPUT
+        result = invoke("export", "exp", "--minimal", "--set", "benchmark.num_concurrency=[8]")
+        assert result.exit_code == BAD_INPUT
+        assert "only optimization.budget may be another one here" in result.stderr
+        assert not made_up.setups
+
 
 @pytest.mark.parametrize("command", [("verify", "exp", "--name", "exp"), ("export", "exp", "--minimal")])
 def test_an_experiment_with_a_search_is_not_mixed_with_these_runs(
@@ -158,6 +182,21 @@ class TestMinimal:
         made_up.budget = 1000
         assert invoke("export", "exp", "--minimal", "-o", "winner.sh").exit_code == OK
         assert [options.resume for _, options in made_up.setups] == [False, True]
+
+    def test_what_the_budget_has_ended_goes_on_with_a_larger_one(self, made_up: MadeUp) -> None:
+        """It is told so, and nothing is exported before the answer."""
+        made_up.seconds = lambda parameters: 1.0 if "pace" in parameters else 1.3
+        made_up.budget = 3
+        command = ("export", "exp", "--minimal", "-o", "winner.sh", "--set")
+        result = invoke(*command, "optimization.budget={gpu_hours: 1}")
+        assert result.exit_code == INTERRUPTED
+        assert "open: pace" in result.stderr
+        cure = "give the same command again with a larger budget (--set optimization.budget.…) to go on"
+        assert f"the budget paid for 0 of the 1 runs; {cure}" in result.stderr
+        assert "interrupted" not in result.stderr
+        assert not Path("winner.sh").exists()
+        made_up.budget = 1000
+        assert invoke(*command, "optimization.budget={gpu_hours: 2}").exit_code == OK
 
     @staticmethod
     def known(winner: Parameters, *args: str, when: str | None = None) -> None:

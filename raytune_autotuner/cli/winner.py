@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,11 +16,22 @@ from raytune_autotuner.cli.options import INTERRUPTED, NOTHING_FEASIBLE, OK, exi
 from raytune_autotuner.errors import SpecError
 
 if TYPE_CHECKING:
+    from raytune_autotuner.engines.engine import Engine
     from raytune_autotuner.export import Wish
     from raytune_autotuner.folder import ExperimentFolder
+    from raytune_autotuner.task.spec import Task
     from raytune_autotuner.verdict import Verdict
 
 UNSTABLE = NOTHING_FEASIBLE
+BUDGET = "optimization.budget"
+
+budget_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help=f"Another budget for what is measured, e.g. {BUDGET}.gpu_hours=40.",
+)
 
 
 @click.command()
@@ -45,6 +57,7 @@ UNSTABLE = NOTHING_FEASIBLE
     show_default=True,
     help="--minimal: per cent that may be lost.",
 )
+@budget_option
 @exit_codes
 def export(
     experiment: str,
@@ -58,6 +71,7 @@ def export(
     port: int,
     minimal: bool,
     margin: float,
+    overrides: tuple[str, ...],
 ) -> int:
     """Write the recommended configuration as something to apply, with where it comes from."""
     from raytune_autotuner import overview
@@ -71,7 +85,7 @@ def export(
     if minimal:
         if trial is not None:
             raise SpecError.single("--trial", "--minimal starts from the recommended configuration")
-        measured = _minimal(folder, wish, margin / 100)
+        measured = _minimal(folder, overrides, wish, margin / 100)
         if measured is None:
             return INTERRUPTED
         text = measured
@@ -83,12 +97,12 @@ def export(
     return OK
 
 
-def _minimal(folder: ExperimentFolder, wish: Wish, margin: float) -> str | None:
-    """What is left of the winner; ``None`` when the measurements were interrupted."""
+def _minimal(folder: ExperimentFolder, overrides: Sequence[str], wish: Wish, margin: float) -> str | None:
+    """What is left of the winner; ``None`` when the measurements were interrupted, or the budget has ended them."""
     from raytune_autotuner import ablation, display
     from raytune_autotuner.minimal import described
 
-    prepared = ablation.begin(folder, margin)
+    prepared = ablation.begin(folder, *_measured_again(folder, overrides), margin)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(f"at most {prepared.plan.runs} runs, in {prepared.setup.folder.root.location()}", markup=False)
     with display.progress(prepared.setup.folder, prepared.plan.runs, console, board=False):
@@ -96,9 +110,23 @@ def _minimal(folder: ExperimentFolder, wish: Wish, margin: float) -> str | None:
     for line in described(stand):
         console.print(line, markup=False)
     if not stand.is_over:
-        console.print("interrupted; give the same command again to go on", markup=False)
+        how = f"with a larger budget (--set {BUDGET}.…) " if stand.unpaid else ""
+        console.print(f"{stand.unpaid or 'interrupted'}; give the same command again {how}to go on", markup=False)
         return None
     return ablation.export_minimal(prepared, stand, wish)
+
+
+def _measured_again(folder: ExperimentFolder, overrides: Sequence[str]) -> tuple[Task, Engine]:
+    """The task of an experiment, with which the runs have to compare: nothing but its budget may be changed."""
+    from raytune_autotuner import overview
+    from raytune_autotuner.planning.checks import load_document
+    from raytune_autotuner.task import taskfile
+
+    for setting in overrides:
+        path, _, _ = setting.partition("=")
+        if not f"{path.strip()}.".startswith(f"{BUDGET}."):
+            raise SpecError.single(f"--set {setting}", f"only {BUDGET} may be another one here", folder.name)
+    return load_document(taskfile.override(overview.read_document(folder), overrides))
 
 
 def _write(path: Path, text: str) -> None:
@@ -115,15 +143,15 @@ def _write(path: Path, text: str) -> None:
 @storage_option
 @click.option("--of", "experiment", help="The experiment whose task and baseline count; default: what the file says.")
 @click.option("--name", help="Of this measurement; default: the experiment's name, `verify` and the time.")
+@budget_option
 @exit_codes
-def verify(file: str, storage: str, experiment: str | None, name: str | None) -> int:
+def verify(file: str, storage: str, experiment: str | None, name: str | None, overrides: tuple[str, ...]) -> int:
     """Deploy exactly what an exported FILE says, and measure it against the baseline again.
 
     Of an EXPERIMENT it is what export writes. Exits with 0 for WIN and TIE, with 1 for UNSTABLE.
     """
     from raytune_autotuner import display, overview, verification
     from raytune_autotuner.experiment import Options
-    from raytune_autotuner.planning.checks import load_document
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
 
@@ -133,14 +161,14 @@ def verify(file: str, storage: str, experiment: str | None, name: str | None) ->
         raise SpecError.single("", "there is no such file", file)
     of = overview.find(opened, experiment or (exported.about.get("experiment") if exported else file))
     exported = exported or verification.exported(of, os.environ)
-    task, engine = load_document(overview.read_document(of))
+    task, engine = _measured_again(of, overrides)
     task = verification.fitted(task, exported, file)
     name = name or f"{of.name}-verify-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
     setup = prepare(task, engine, opened, name)
     console = display.console()
     with display.progress(setup.folder, task.optimization.confirm.runs[1], console):
-        verdict = verification.verify(setup, exported, Options(aside=True))
-    console.print(display.verified(verdict, setup.folder.root.location()))
+        verdict, budget = verification.verify(setup, exported, Options(aside=True))
+    console.print(display.verified(verdict, budget, setup.folder.root.location()))
     return _code(verdict)
 
 

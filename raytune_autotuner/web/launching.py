@@ -50,8 +50,6 @@ class Launcher:
         self._storage = storage
         self._env = {name: value for name, value in env.items() if name != TOKEN_VARIABLE}
         self._program = program or (sys.executable, "-m", "raytune_autotuner")
-        self._children: list[subprocess.Popen[bytes]] = []
-        self._lock = threading.Lock()
 
     @property
     def _root(self) -> Path:
@@ -111,13 +109,10 @@ class Launcher:
             raise EnvironmentFault(f"cannot start {command[0]}: {error}") from error
         said = {"pid": child.pid, "started": start_time(child.pid), "at": datetime.now(timezone.utc).timestamp()}
         (folder / PROCESS).write_text(json.dumps(said), encoding="utf-8")
-        with self._lock:
-            self._children = [each for each in self._children if each.poll() is None]
-            self._children.append(child)
+        threading.Thread(target=child.wait, daemon=True).start()  # or it would look alive when it has ended
 
     def launches(self) -> list[Launch]:
         """Those whose experiment has not begun: they are about to, or could not."""
-        self._reap()
         if not self._root.is_dir():
             return []
         folders = (path for path in self._root.iterdir() if EXPERIMENT_NAME.fullmatch(path.name))
@@ -131,7 +126,6 @@ class Launcher:
 
     def launch(self, name: str) -> Launch | None:
         """The process that was started last for an experiment; ``None`` when none was started here."""
-        self._reap()  # one that has ended and was not waited for looks alive
         folder = self._root / name / FOLDER
         try:
             at = float(json.loads((folder / PROCESS).read_text(encoding="utf-8"))["at"])
@@ -153,10 +147,6 @@ class Launcher:
         folder.rmdir()
         if not any(folder.parent.iterdir()):
             folder.parent.rmdir()
-
-    def _reap(self) -> None:
-        with self._lock:
-            self._children = [each for each in self._children if each.poll() is None]
 
 
 def _is_alive(folder: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from raytune_autotuner.errors import SpecError
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.records import RungRecord
 from raytune_autotuner.storage import Storage
-from raytune_autotuner.web.launching import Launcher, new_name
+from raytune_autotuner.web.launching import FOLDER, PROCESS, Launcher, new_name
 from raytune_autotuner.web.library import Library
 from raytune_autotuner.web.live import ALL, Live, message
 from raytune_autotuner.web.logs import Growing, follow
@@ -216,10 +217,8 @@ def test_a_start_that_goes_on_is_found_by_the_next_server(tmp_path: Path) -> Non
         with pytest.raises(SpecError, match="already"):
             another.resume("my-run")
     finally:
-        for child in starts._children:
-            child.kill()
-            child.wait()
-    assert not launcher(tmp_path, 0).launches()[0].alive
+        os.kill(json.loads((tmp_path / "my-run" / FOLDER / PROCESS).read_text())["pid"], signal.SIGKILL)
+    until(lambda: not launcher(tmp_path, 0).launches()[0].alive)
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", "", ".x", "x" * 81, "a b"])

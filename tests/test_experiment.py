@@ -568,7 +568,10 @@ def test_a_full_disk_ends_the_experiment_and_nothing_is_lost(tmp_path: Path, mon
     setup = fake_setup(tmp_path, parameters__fault=NO_FAULT, **changes)
     results = experiment.run(setup, Options(tmp_path / "r.json", resume=True))
     assert results.winner is not None
-    assert all(record.outcome in ("completed", "stopped") for record in results.records)
+    lost = [record for record in results.records if record.outcome not in ("completed", "stopped")]
+    # the trial that goes on with its fault loses its worker each time, and nothing but that
+    assert [(r.outcome, r.failure.kind) for r in lost if r.failure] == [("failed", "infrastructure")]
+    assert {record.trial.name for record in results.records if record.outcome == "completed"} > before
 
 
 def no_space(storage: Storage) -> None:

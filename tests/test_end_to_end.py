@@ -167,7 +167,7 @@ def test_killing_the_driver_ends_engine_and_client(tmp_path: Path) -> None:
         process.wait()
         until(lambda: not ours("e2e-kill"), seconds=10)
         until(lambda: not any(map(alive, ray_processes)), seconds=10)
-        until(lambda: not list(scratch.iterdir()), seconds=10)
+        until(lambda: not list(scratch.iterdir()))
     scratch.rmdir()
 
 

@@ -400,9 +400,10 @@ class TestFaults:
     """Each failure ends the wait with its class."""
 
     def test_image(self, world: Emulator, make: Make, cluster: Cluster, tmp_path: Path) -> None:
-        """An image that cannot be pulled."""
+        """An image that cannot be pulled; whoever looks late sees that it is not tried for a while."""
         world.faults.add(pull_fails="manifest unknown")
-        with pytest.raises(TransientError, match=r"(?s)ErrImagePull.*manifest unknown.*lmsysorg/sglang"):
+        said = r"(?s)(ErrImagePull.*manifest unknown|ImagePullBackOff).*lmsysorg/sglang"
+        with pytest.raises(TransientError, match=said):
             start(make(), deployment(cluster, tmp_path))
 
     def test_mount(self, world: Emulator, make: Make, cluster: Cluster, tmp_path: Path) -> None:

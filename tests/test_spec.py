@@ -160,6 +160,12 @@ def test_wrong_overrides(setting: str, words: str) -> None:
     assert words in str(error.value)
 
 
+def test_what_says_nothing_can_be_set_into() -> None:
+    """A task as an experiment keeps it has every key, so one without a budget says `null` there."""
+    document = taskfile.override(taskfile.parse("optimization: {budget: null}", "t"), ["optimization.budget.cost=3"])
+    assert document.data == {"optimization": {"budget": {"cost": 3}}}
+
+
 def test_overrides_need_a_mapping() -> None:
     """A document that is no mapping cannot be set into."""
     with pytest.raises(SpecError, match="has no parts"):

@@ -180,13 +180,15 @@ def _set(data: Any, setting: str) -> Steps:
 
 
 def _part(data: Any, step: str | int, above: Steps) -> Any:
-    """The part of a mapping or list; a key that is absent becomes an empty mapping."""
+    """The part of a mapping or list; a key that is absent, or says nothing (``null``), becomes an empty mapping."""
     if isinstance(data, list):
         if isinstance(step, int) and step < len(data):
             return data[step]
         raise _SettingError(f"{dotted(above)} is a list; valid are the indices 0 to {len(data) - 1}")
     if isinstance(data, dict):
-        return data.setdefault(step, {})
+        if data.get(step) is None:
+            data[step] = {}
+        return data[step]
     raise _SettingError(f"{dotted(above)} is {found(data)}, which has no parts")
 
 

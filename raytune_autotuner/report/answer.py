@@ -134,7 +134,7 @@ def _gain_tiles(results: Results) -> list[Tile]:
         found.append(Tile("gain over the baseline", verdict.gained(), interval))
     if best and best.score:
         base = results.baseline.score if results.baseline else None
-        against = f"baseline {shown(base.value)}" if base and results.baseline is not best else ""
+        against = f"in the search; baseline {shown(base.value)}" if base and results.baseline is not best else ""
         against = "; ".join(filter(None, (against, each_of(best.score))))
         found.append(Tile(f"best score, {best.score.unit or 'weighted'}", shown(best.score.value), against))
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from raytune_autotuner import objectives, pareto
@@ -19,8 +19,8 @@ from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.ledger import Ledger, Terms, ledger
 from raytune_autotuner.objectives import reachable
 from raytune_autotuner.ranking import Ranking, drift_of, rank
-from raytune_autotuner.records import BudgetState, Parameters, SearchEnd, TrialRecord
-from raytune_autotuner.summary import ending
+from raytune_autotuner.records import BudgetState, Parameters, Score, SearchEnd, TrialRecord
+from raytune_autotuner.summary import ending, shown
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.verdict import Drift, Verdict
 
@@ -195,6 +195,13 @@ class Results:
         """What was taken out of the ranking; else what all runs of the baseline show, those that confirm as well."""
         taken_out = self.ranking.drift
         return taken_out if taken_out.significant else drift_of(self.records, self.task)
+
+    def best_said(self, said: Callable[[Score], str] = lambda score: shown(score.value)) -> str:
+        """What the winner's score has to be read with, for the runs that confirm it came to other values."""
+        base = self.baseline
+        if base is None or base is self.winner or base.score is None:
+            return ""
+        return f"{'in the search' if self.search else 'in the first run'}; baseline {said(base.score)}"
 
     @property
     def search(self) -> tuple[TrialRecord, ...]:

@@ -373,6 +373,17 @@ def test_a_file_that_does_not_work_does_not_win_its_verification(tmp_path: Path)
     assert results.verdict.reason in " ".join(said_of(results).split())
 
 
+def test_the_score_of_a_verified_file_is_that_of_its_first_run(tmp_path: Path) -> None:
+    """There was no search that it could be from."""
+    folder = folder_with(
+        tmp_path,
+        record(0, {}, 2.0, purpose="confirm", rungs=1, repeat=1),
+        record(1, {"file": "x"}, 1.0, purpose="confirm", rungs=1, repeat=1),
+    )
+    assert load_results(folder, task()).best_said().startswith("in the first run; baseline ")
+    assert load_results(full(tmp_path / "searched"), task()).best_said().startswith("in the search; baseline ")
+
+
 def test_an_ablation_has_no_winner_of_its_own(tmp_path: Path) -> None:
     """Its answer is what it left of another experiment's."""
     folder = folder_with(

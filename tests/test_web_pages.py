@@ -33,7 +33,7 @@ from raytune_autotuner.web.app import create_app
 from raytune_autotuner.web.cluster import Choice, standing
 from raytune_autotuner.web.new_task import STARTS
 from raytune_autotuner.web.settings import Settings
-from raytune_autotuner.web.words import percent
+from raytune_autotuner.web.words import number, percent
 from tests.example_experiment import Example, build
 from tests.test_cli_cluster import done
 from tests.web_site import DONE, HERE, HTML, RUNNING, STOPPED, Starts, client, fill, texts
@@ -98,6 +98,16 @@ def test_the_gain_beside_a_verdict_is_the_verdicts(folder: Path) -> None:
     assert "in the search" in of[RUNNING]
     assert "in the search" not in of[DONE]
     assert f"{claimed} over the baseline when measured again" in asked.get(f"/experiments/{DONE}").text
+
+
+def test_the_best_score_is_said_to_be_the_searchs_with_the_baseline_there(folder: Path) -> None:
+    """Since the gain beside it is the verdict's, from other runs; on both pages as in the report."""
+    asked = client(folder)
+    data = json.loads((folder / DONE / "results.json").read_text())
+    base = data["baseline"]["objective_score"]
+    for path in (f"/experiments/{DONE}", f"/compare?experiment={DONE}&experiment={STOPPED}"):
+        assert f'class="faint">in the search; baseline {number(base)} tokens/s/GPU<' in asked.get(path).text
+    assert f"in the search; baseline {base:.1f}" in asked.get(f"/experiments/{DONE}/report").text
 
 
 @pytest.mark.parametrize(

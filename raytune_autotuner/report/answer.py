@@ -133,10 +133,8 @@ def _gain_tiles(results: Results) -> list[Tile]:
         interval = f"{verdict.confidence:.0%} interval {verdict.interval()}"
         found.append(Tile("gain over the baseline", verdict.gained(), interval))
     if best and best.score:
-        base = results.baseline.score if results.baseline else None
-        against = f"in the search; baseline {shown(base.value)}" if base and results.baseline is not best else ""
-        against = "; ".join(filter(None, (against, each_of(best.score))))
-        found.append(Tile(f"best score, {best.score.unit or 'weighted'}", shown(best.score.value), against))
+        note = "; ".join(filter(None, (results.best_said(), each_of(best.score))))
+        found.append(Tile(f"best score, {best.score.unit or 'weighted'}", shown(best.score.value), note))
     return found
 
 

@@ -10,6 +10,7 @@ from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.objectives import facts_of, goal, measured
 from raytune_autotuner.planning.plan import duration
 from raytune_autotuner.records import ParameterValue, Score
+from raytune_autotuner.results import Results
 from raytune_autotuner.summary import shown
 from raytune_autotuner.verdict import Verdict
 
@@ -139,6 +140,10 @@ def _valued(name: str, value: float) -> str:
     return seconds(value) if unit == "s" else f"{number(value)} {unit}".rstrip()
 
 
+def best_said(results: Results) -> str:
+    return results.best_said(score)
+
+
 FILTERS: dict[str, Any] = {
     "number": number,
     "seconds": seconds,
@@ -157,4 +162,5 @@ FILTERS: dict[str, Any] = {
     "duration": duration,
     "objective": goal,
     "values": values,
+    "best_said": best_said,
 }

@@ -50,6 +50,8 @@ PHASE_COLOURS: Mapping[str, str] = {
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, TEAL, GOLD, GREY)
 DASHES = ("solid", "dash", "dot", "dashdot")
 SHOWN_PARAMETERS = 12
+LEAST_TEXT_PX = 9
+"""What does not fit into its bar at this size is left out, not made smaller: it is in the table."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif"
 
 
@@ -85,6 +87,7 @@ def figure(*traces: Any, height: int = 380, **layout: Any) -> go.Figure:
         "margin": {"l": 8, "r": 8, "t": 40, "b": 8},
         "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "xanchor": "left"},
         "hovermode": "closest",
+        "uniformtext": {"minsize": LEAST_TEXT_PX, "mode": "hide"},
         "template": TEMPLATES["light"],
     }
     return go.Figure(list(traces), layout={**settings, **layout})

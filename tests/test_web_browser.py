@@ -27,6 +27,9 @@ pytestmark = [
 ]
 WAIT_MS = 120_000
 SERIOUS = {"serious", "critical"}
+CLIPPED = """() => [...document.querySelectorAll(".plot .area")]
+    .filter((area) => Math.max(area.scrollWidth, area.querySelector(".main-svg").clientWidth) > area.clientWidth)
+    .map((area) => area.getAttribute("aria-label"))"""
 
 
 @pytest.fixture(scope="module")
@@ -216,6 +219,35 @@ def test_the_plots_are_drawn_under_the_strict_policy(page: Any) -> None:
     assert page.locator("#plots .main-svg").count() >= 8
     page.get_by_text("The numbers as a table").first.click()
     assert page.locator("#plots table").first.is_visible()
+
+
+@pytest.mark.parametrize("width", [1000, 1300, 1440])
+def test_nothing_runs_out_of_a_window(page: Any, site: tuple[str, Path], width: int) -> None:
+    """Neither a page nor a plot; what is wide, like the table of trials, is scrolled in a box of its own."""
+    page.set_viewport_size({"width": width, "height": 900})
+    for path in paths(site)[:-1]:
+        page.goto(path)
+        for box in page.locator("[data-plots]").all():
+            box.and_(page.locator("[data-drawn]")).wait_for(state="attached")
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width, path
+        assert page.evaluate(CLIPPED) == [], path
+
+
+def test_of_a_wide_table_names_and_heads_stay_in_sight(page: Any) -> None:
+    """Whichever of its parameters one looks at; its bar is within the window."""
+    page.set_viewport_size({"width": 1000, "height": 900})
+    page.goto("/experiments/large")
+    box = page.get_by_role("region", name="Trials").and_(page.locator(".scroll"))
+    box.scroll_into_view_if_needed()
+    box.evaluate("(box) => box.scrollTo(box.scrollWidth, box.scrollHeight)")
+    frame = box.bounding_box()
+    assert frame["height"] < 900
+    last = box.locator("tbody tr").last
+    seen = [last.get_by_role("rowheader"), last.locator("td").last, box.get_by_role("columnheader").last]
+    for each in (part.bounding_box() for part in seen):
+        assert frame["x"] <= each["x"]
+        assert each["x"] + each["width"] <= frame["x"] + frame["width"] + 1
+        assert frame["y"] <= each["y"] < frame["y"] + frame["height"]
 
 
 def test_the_log_of_a_trial_grows_on_the_page(page: Any, site: tuple[str, Path]) -> None:

@@ -21,6 +21,7 @@ from raytune_autotuner.web.live import ALL, message
 from raytune_autotuner.web.reader import Snapshot
 from raytune_autotuner.web.site import Site, overall_version, the_site
 from raytune_autotuner.web.templating import page
+from raytune_autotuner.web.words import score_unit
 
 router = APIRouter(include_in_schema=False)
 Here = Annotated[Site, Depends(the_site)]
@@ -110,9 +111,11 @@ def _gain(seen: Snapshot) -> float | None:
     return gain(seen.best, baseline.score)
 
 
-def _columns(rows: Sequence[tables.Row]) -> Mapping[str, list[str]]:
+def _columns(rows: Sequence[tables.Row]) -> Mapping[str, Any]:
+    """Metrics and parameters that have a column each, and the unit of the scores."""
     metrics = [name for name in tables.METRICS if any(name in row.metrics for row in rows)]
-    return {"metrics": metrics, "parameters": tables.parameter_columns(rows)}
+    unit = next((score_unit(row.score) for row in rows if row.score), "")
+    return {"metrics": metrics, "parameters": tables.parameter_columns(rows), "unit": unit}
 
 
 class TableLinks:
@@ -216,7 +219,7 @@ def api_page(request: Request) -> HTMLResponse:
     """The API in short; its description is at /openapi.json."""
     described = request.app.openapi()["paths"]
     calls = [
-        (method.upper(), path, str(said.get("description") or said.get("summary") or ""))
+        (method.upper(), path, str(said.get("description") or said.get("summary") or "").replace("``", ""))
         for path, methods in described.items()
         for method, said in methods.items()
     ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime, timezone
 from typing import Any
+
+from markupsafe import Markup
 
 from raytune_autotuner.ledger import Ledger
 from raytune_autotuner.metrics import METRICS
@@ -64,11 +67,26 @@ def metric_title(name: str) -> str:
     return f"{latency.upper()} {statistic}"
 
 
-def score(value: Score | None) -> str:
+def score(value: Score | None, said_once: str = "") -> str:
+    """With its unit, unless that is what is said once for all."""
     if value is None:
         return "–"
-    unit = value.unit or ("weighted" if value.values else "")
-    return seconds(value.value) if value.unit == "s" else f"{number(value.value)} {unit}".rstrip()
+    if value.unit == "s":
+        return seconds(value.value)
+    unit = score_unit(value)
+    return number(value.value) if unit == said_once else f"{number(value.value)} {unit}".rstrip()
+
+
+def score_unit(value: Score | None) -> str:
+    """What stands behind each value; empty of a time, whose unit goes with how long it is."""
+    if value is None or value.unit == "s":
+        return ""
+    return value.unit or ("weighted" if value.values else "")
+
+
+def breakable(text: str) -> Markup:
+    """A name or a path that may go on in the next line after a ``_`` or a ``/``, but not with a single letter."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_/])(?=[\w{]{2})", text))
 
 
 def percent(value: float | None, sign: bool = True) -> str:
@@ -163,4 +181,5 @@ FILTERS: dict[str, Any] = {
     "objective": goal,
     "values": values,
     "best_said": best_said,
+    "breakable": breakable,
 }

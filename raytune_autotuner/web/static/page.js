@@ -25,11 +25,14 @@ async function draw(box) {
   const answer = await fetch(`${box.dataset.plots}&theme=${theme.matches ? "dark" : "light"}`);
   if (!answer.ok) return;
   const plots = await answer.json();
-  const shown = new Set();
+  for (const figure of [...box.children]) if (!(figure.id.slice("plot-".length) in plots)) figure.remove();
+  for (const [name, plot] of Object.entries(plots)) { // all at first: how wide one is depends on those beside it
+    const figure = document.getElementById(`plot-${name}`) || added(box, name);
+    figure.style.setProperty("--needs", `${plot.min_width}px`);
+  }
   for (const [name, plot] of Object.entries(plots)) {
     await new Promise((go) => setTimeout(go)); // a large one takes a second, and updates come between
-    shown.add(`plot-${name}`);
-    const figure = document.getElementById(`plot-${name}`) || added(box, name);
+    const figure = document.getElementById(`plot-${name}`);
     figure.querySelector("h3").textContent = plot.title;
     figure.querySelector("figcaption").textContent = plot.caption;
     figure.querySelector(".numbers").innerHTML = plot.table; // made by the server, which escapes
@@ -42,7 +45,6 @@ async function draw(box) {
       displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"],
     });
   }
-  for (const figure of [...box.children]) if (!shown.has(figure.id)) figure.remove();
   box.dataset.drawn = box.dataset.version;
 }
 

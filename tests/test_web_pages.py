@@ -261,6 +261,8 @@ def test_what_was_measured_comes_before_what_was_set(folder: Path) -> None:
     ]
     assert head[: len(wanted)] == wanted
     assert "tp_size" in head[len(wanted) :]
+    assert "* at an earlier rung" in shown
+    assert "at an earlier rung" not in client(folder).get(f"/experiments/{DONE}?standing=completed").text
     assert re.search(r'infeasible</span><div class="reason">out of memory: CUDA out of memory</div></td>', shown)
 
 
@@ -493,6 +495,12 @@ def test_a_new_task_begins_valid_and_with_its_plan(tmp_path: Path) -> None:
         shown = client(tmp_path).get(f"/new?start={name}").text
         assert not texts(shown, "Time in all", "at most")
         assert not re.search(r"\d+ faults?</p>", shown)
+
+
+def test_a_field_of_seconds_says_so(tmp_path: Path) -> None:
+    """By the unit in its name."""
+    shown = client(tmp_path).get("/new?start=sglang").text
+    assert not texts(shown, ">Pull timeout (s)</label>", ">TTFT p99 (s)</label>")
 
 
 def test_faults_stand_beside_their_fields(tmp_path: Path) -> None:

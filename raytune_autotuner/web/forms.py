@@ -155,13 +155,18 @@ def _resolved(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> Mapping[str
     return _resolved(kinds[0], defs) if len(kinds) == 1 else schema
 
 
+def _label(place: str) -> str:
+    """``ome.pull_timeout_s`` as ``Pull timeout (s)``."""
+    words = re.sub("_s$", " (s)", place.rpartition(".")[2]).replace("_", " ")
+    return words[0].upper() + words[1:]
+
+
 def _field(place: str, given: Mapping[str, Any], inner: Mapping[str, Any], required: bool) -> Field:
     kind = _kind(inner)
-    words = place.rpartition(".")[2].replace("_", " ")
     default = given.get("default")
     return Field(
         place=place,
-        label=LABELS.get(place, words[0].upper() + words[1:]),
+        label=LABELS.get(place) or _label(place),
         help=given.get("description", inner.get("description", "")),
         kind=kind,
         choices=tuple(map(str, inner["enum"])) if kind == "choice" else SUGGESTED.get(place, ()),

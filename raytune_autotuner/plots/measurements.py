@@ -157,7 +157,7 @@ def percentiles(series: Sequence[Series], slo: dict[str, float]) -> Plot | None:
             drawn.add_trace(_limit_mark(x, y, f"{name} p{percentile:g}"), row=1, col=place + 1)
         drawn.update_yaxes(rangemode="tozero", row=1, col=place + 1)
     drawn.update_xaxes(
-        title={"text": "percentile of the requests"}, ticksuffix=" %", tickvals=(0, 50, 100), range=(0, 106)
+        title={"text": "percentile of the requests"}, ticksuffix=" %", tick0=0, dtick=50, tickangle=0, range=(-6, 106)
     )
     rows = [row for each, load in heaviest for row in _percentile_rows(each, load, names)]
     columns = ("trial", "load", "latency (s)", "p50", "p90", "p95", "p99", "max", "requests")

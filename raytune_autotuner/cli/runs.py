@@ -100,7 +100,7 @@ def run(
     checked_resume(resume, name)
     for note in filter(None, (stop_note(os.environ), storage_note(os.environ, storage))):
         click.echo(note, err=True)
-    task, engine = load_checked(task_file, (*overrides, *([measured] if measured else [])))
+    task, engine = load_checked(task_file, (*overrides, *([measured] if measured else [])), here=True)
     how = How(results_path, dashboard, force, resume is not None, ended_is_ok, reuse)
     return _run(task, engine, storage, name, how)
 
@@ -222,7 +222,7 @@ def _refuse_unpayable(setup: Setup) -> None:
 
     plan = make_plan(setup.task, setup.engine, gpus_of=setup.gpus)
     if problems := [Problem(f"optimization.budget.{place}", message) for place, message in unpayable(plan)]:
-        raise SpecError(problems, plan.task_name)
+        raise SpecError(problems)
 
 
 def _exit_code(results: Results) -> int:
@@ -287,7 +287,7 @@ def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
 
-    task, engine = load_checked(task_file, overrides)
+    task, engine = load_checked(task_file, overrides, here=True)
     parameters: Parameters = check_parameters(task, engine, params)
     setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
     console = display.console()

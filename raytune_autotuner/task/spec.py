@@ -55,7 +55,9 @@ class ModelSpec(Model):
     name: str = Field(min_length=1, description="the model's name: for OME the (Cluster)BaseModel")
     namespace: str | None = Field(None, description="OME: the namespace of the experiment's objects")
     path: str | None = Field(
-        None, description="local engine: a file or folder, or `package:NAME` for a model shipped as a Python package"
+        None,
+        min_length=1,
+        description="local engine: a file or folder, or `package:NAME` for a model shipped as a Python package",
     )
     chat_template: str | None = Field(
         None, description="llama.cpp: a shipped template's name (gemma) or a file; for models that carry none"
@@ -242,7 +244,7 @@ class Benchmark(Model):
     task: TaskName = Field("text-to-text", description="what genai-bench asks of the server")
     model_name: str | None = Field(None, description="the name requests carry; default: model.name")
     model_tokenizer: str | None = Field(
-        None, description="a folder or a hub id; default: the model's own, where it can be had locally"
+        None, min_length=1, description="a folder or a hub id; default: the model's own, where it can be had locally"
     )
     traffic_scenarios: tuple[ScenarioText, ...] = Field(
         (), description="genai-bench scenarios, e.g. D(100,100); default: `dataset` when there is one, else D(100,100)"

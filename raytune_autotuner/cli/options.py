@@ -8,7 +8,7 @@ Exit codes: 0 done, with an answer (also when the baseline stays the best), 1 it
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import click
 from rich.console import Console
 
-from raytune_autotuner.errors import EnvironmentFault, SpecError, Superseded, TransientError
+from raytune_autotuner.errors import TASK, EnvironmentFault, SpecError, Superseded, TransientError
 
 OK, NOTHING_FEASIBLE, BAD_INPUT, ENVIRONMENT, ACCIDENT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 CLICKS_OWN = (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)
@@ -36,7 +36,7 @@ def exit_codes(command: F) -> Callable[..., None]:
             code = command(*args, **kwargs)
         except SpecError as error:
             for problem in error.problems:
-                err.print(f"error: {error.source}: {problem}", markup=False)
+                err.print(f"error: {_source(error, kwargs)}: {problem}", markup=False)
             code = BAD_INPUT
         except (EnvironmentFault, TransientError, Superseded) as error:
             err.print(f"error: {error}", markup=False)
@@ -52,6 +52,12 @@ def exit_codes(command: F) -> Callable[..., None]:
         raise SystemExit(code)
 
     return wrapped
+
+
+def _source(error: SpecError, arguments: Mapping[str, Any]) -> str:
+    """What is at fault: of a task whose file the error does not know, the file or the experiment that was given."""
+    named = next(filter(None, map(arguments.get, ("task_file", "experiment", "file"))), None)
+    return str(named) if error.source == TASK and named else error.source
 
 
 task_argument = click.argument("task_file", metavar="TASK", type=click.Path(path_type=Path))

@@ -81,6 +81,21 @@ def test_what_a_task_names_has_to_be_on_this_machine(setting: str, words: list[s
     assert all(word in result.stderr for word in words)
 
 
+def test_a_flag_that_looks_misspelt_is_told_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever flags are handed on as they are; an engine knows more of them than its file."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "m.gguf").touch()
+    flags = 'runtime: {args: [--thread, "2", --jinja]}\nextra_args: [--paralel=2]\n'
+    (tmp_path / "task.yaml").write_text(f"{LOCAL}{flags}parameters: {{mine: {{type: bool, flag: --kv-unifid}}}}\n")
+    result = invoke("validate", "task.yaml")
+    assert result.exit_code == OK
+    assert "note: runtime.args: --thread: did you mean --threads?" in result.output
+    assert "note: extra_args: --paralel: did you mean --parallel?" in result.output
+    assert "note: parameters.mine.flag: --kv-unifid: did you mean --kv-unified?" in result.output
+    assert "--jinja" not in result.output
+
+
 def test_a_cluster_is_not_looked_at_for_a_task_of_this_machine(tmp_path: Path) -> None:
     """The file is named, and what looks at such a task."""
     task = ROOT / "configs" / "local-gemma.yaml"

@@ -11,12 +11,16 @@ import traceback
 from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
 from raytune_autotuner.errors import TASK, EnvironmentFault, SpecError, Superseded, TransientError
+
+if TYPE_CHECKING:
+    from raytune_autotuner.storage import Storage
 
 OK, NOTHING_FEASIBLE, BAD_INPUT, ENVIRONMENT, ACCIDENT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 CLICKS_OWN = (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)
@@ -64,9 +68,39 @@ task_argument = click.argument("task_file", metavar="TASK", type=click.Path(path
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field, e.g. benchmark.repeats=3."
 )
+
+
+def _no_file(_: click.Context, __: click.Parameter, storage: str) -> str:
+    try:
+        if "://" not in storage and Path(storage).expanduser().is_file():
+            raise click.BadParameter(f"{storage} is a file; name the folder that holds the experiment folders")
+    except (OSError, RuntimeError) as error:  # a name that is too long, or the home of nobody
+        raise click.BadParameter(f"{storage!r} is no folder: {error}") from error
+    return storage
+
+
+def existing(storage: str, address: str | None = None) -> Storage:
+    """The storage of a command that looks into it; a folder that was named for that has to be there.
+
+    The default one comes with the first experiment, and so may that of jobs which wait on the cluster at the address.
+
+    Raises:
+        SpecError: there is no such folder.
+    """
+    from raytune_autotuner.storage import Storage
+
+    opened = Storage(storage)
+    named = click.get_current_context().get_parameter_source("storage") is ParameterSource.COMMANDLINE
+    if named and not address and opened.is_local and not opened.exists(""):
+        message = "there is no such folder; name the one that was given when the experiment was run"
+        raise SpecError.single("--storage", message, opened.location())
+    return opened
+
+
 storage_option = click.option(
     "--storage",
     default="results",
+    callback=_no_file,
     show_default=True,
     envvar="RAYTUNE_AUTOTUNER_STORAGE",
     show_envvar=True,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from raytune_autotuner.cli.options import OK, exit_codes, storage_option
+from raytune_autotuner.cli.options import OK, existing, exit_codes, storage_option
 from raytune_autotuner.errors import EnvironmentFault
 
 
@@ -33,10 +33,9 @@ def report(experiment: str | None, output: Path | None, images: Path | None, sto
     """
     from raytune_autotuner import overview, plots
     from raytune_autotuner import report as reports
-    from raytune_autotuner.storage import Storage
 
     form = reports.form_of(output) if output else "html"
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage), experiment)
     found = reports.read(folder)
     target = output or Path(f"{folder.name}.html")
     _write(target, reports.FORMATS[form](found))

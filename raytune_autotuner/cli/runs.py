@@ -15,6 +15,7 @@ from raytune_autotuner.cli.options import (
     INTERRUPTED,
     NOTHING_FEASIBLE,
     OK,
+    existing,
     exit_codes,
     measured_option,
     name_option,
@@ -119,9 +120,8 @@ def resume(
     """Go on with an experiment that was interrupted; what has been measured is kept."""
     from raytune_autotuner import overview
     from raytune_autotuner.planning.checks import load_document
-    from raytune_autotuner.storage import Storage
 
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage), experiment)
     _refuse_course(folder)
     task, engine = load_document(overview.read_document(folder))
     return _run(task, engine, storage, folder.name, How(results_path, dashboard, force, True, ended_is_ok))
@@ -151,10 +151,9 @@ def extend(
     """
     from raytune_autotuner import history, overview
     from raytune_autotuner.planning.checks import load_document
-    from raytune_autotuner.storage import Storage
     from raytune_autotuner.task import taskfile
 
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage), experiment)
     _refuse_course(folder)
     more = f"optimization.max_iterations={history.searched(folder) + trials}"
     task, engine = load_document(taskfile.override(overview.read_document(folder), [*overrides, more]))

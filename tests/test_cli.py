@@ -141,6 +141,27 @@ def test_init_prints_a_valid_task(tmp_path: Path) -> None:
     assert task.optimization.slo["ttft_p99_s"] == 1.5
 
 
+def test_init_names_the_engine_flag() -> None:
+    """With the engines there are."""
+    result = invoke("init", "--model", "m", "--engine", "lamacpp", "--model-path", "m.gguf")
+    assert result.exit_code == BAD_INPUT
+    assert result.stderr.startswith("error: init: --engine: 'lamacpp' is unknown; valid are llamacpp, ")
+
+
+@pytest.mark.parametrize("name", ["../other", "a/b", "A B", ".hidden", "a" * 121])
+def test_a_name_that_is_no_folder_of_the_storage_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is created, there or elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    task = str(ROOT / "configs" / "local-gemma.yaml")
+    for command in (("run", task), ("trial", task), ("verify", "exp")):
+        result = invoke(*command, "--name", name)
+        assert result.exit_code == BAD_INPUT
+        assert "'--name'" in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_init_names_the_flag_that_is_missing() -> None:
     """Instead of writing half a task."""
     result = invoke("init", "--model", "m", "--engine", "sglang", "--backend", "ome")

@@ -452,7 +452,7 @@ def test_the_command_writes_a_file_that_can_be_run(local: ExperimentFolder, tmp_
     assert file.stat().st_mode & 0o111
     assert invoke(local, "export", "exp").stdout == file.read_text()
     assert invoke(local, "export", "exp", "-o", str(tmp_path / "no" / "x")).exit_code == BAD_INPUT
-    for wrong in (("--as", "isvc"), ("--name", "A_B")):
+    for wrong in (("--as", "isvc"), ("--name", "A_B"), ("--namespace", "A B")):
         result = invoke(local, "export", "exp", *wrong)
         assert result.exit_code == BAD_INPUT
         assert result.stderr.startswith(f"error: exp: {wrong[0]}: ")

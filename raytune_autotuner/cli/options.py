@@ -18,6 +18,7 @@ from click.core import ParameterSource
 from rich.console import Console
 
 from raytune_autotuner.errors import TASK, EnvironmentFault, SpecError, Superseded, TransientError
+from raytune_autotuner.records import EXPERIMENT_NAME
 
 if TYPE_CHECKING:
     from raytune_autotuner.storage import Storage
@@ -106,7 +107,19 @@ storage_option = click.option(
     show_envvar=True,
     help="Folder or URI that holds the experiment folders.",
 )
-name_option = click.option("--name", help="Name of the experiment; default: the task's name and the time.")
+
+
+def _experiment_name(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    if name and not EXPERIMENT_NAME.fullmatch(name):
+        valid = "letters, digits, dots, dashes and _ after a letter or digit, 120 at most"
+        raise click.BadParameter(f"{name!r} cannot be the name of an experiment: {valid}")
+    return name
+
+
+def name_option(what: str = "Name of the experiment; default: the task's name and the time.") -> Callable[[C], C]:
+    return click.option("--name", callback=_experiment_name, help=what)
+
+
 resume_option = click.option(
     "--resume", type=click.Choice(["auto"]), help="auto: go on with the experiment of that --name if there is one."
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from raytune_autotuner.cli.options import OK, existing, exit_codes, storage_option
-from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.errors import SpecError
 
 
 @click.command()
@@ -53,4 +53,4 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise EnvironmentFault(f"{path} cannot be written: {error}") from error
+        raise SpecError.single("--output", f"cannot be written: {error}", str(path)) from error

@@ -73,7 +73,7 @@ class How:
 @storage_option
 @measured_option
 @results_option
-@name_option
+@name_option()
 @resume_option
 @reuse_option
 @force_option
@@ -276,7 +276,7 @@ def _of_earlier(setup: Setup, options: Options) -> Iterator[str]:
 @overrides_option
 @storage_option
 @click.option("--params", default="{}", metavar="JSON", help="The configuration; {} is the baseline.")
-@name_option
+@name_option()
 @exit_codes
 def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str, name: str | None) -> int:
     """Run one configuration, without a search."""

@@ -12,7 +12,15 @@ import click
 from rich.console import Console
 
 from raytune_autotuner.cli.follow import experiment_argument
-from raytune_autotuner.cli.options import INTERRUPTED, NOTHING_FEASIBLE, OK, existing, exit_codes, storage_option
+from raytune_autotuner.cli.options import (
+    INTERRUPTED,
+    NOTHING_FEASIBLE,
+    OK,
+    existing,
+    exit_codes,
+    name_option,
+    storage_option,
+)
 from raytune_autotuner.errors import SpecError
 
 if TYPE_CHECKING:
@@ -141,7 +149,7 @@ def _write(path: Path, text: str) -> None:
 @click.argument("file", metavar="FILE_OR_EXPERIMENT")
 @storage_option
 @click.option("--of", "experiment", help="The experiment whose task and baseline count; default: what the file says.")
-@click.option("--name", help="Of this measurement; default: the experiment's name, `verify` and the time.")
+@name_option("Of this measurement; default: the experiment's name, `verify` and the time.")
 @budget_option
 @exit_codes
 def verify(file: str, storage: str, experiment: str | None, name: str | None, overrides: tuple[str, ...]) -> int:

@@ -56,7 +56,7 @@ def _from_package(name: str) -> Path:
         package = import_module(name)
         target = cache() / "models" / str(package.MODEL_NAME)
         assemble: Callable[[Path], Path] = package.assemble
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise EnvironmentFault(f"model.path: no model package {name!r} is installed ({error}); {INSTALL}") from error
 
     def make(path: Path) -> None:

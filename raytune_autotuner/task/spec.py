@@ -22,7 +22,14 @@ from raytune_autotuner.task.faults import explain
 from raytune_autotuner.task.ome import OmeSpec
 from raytune_autotuner.task.parameters import Model, Parameter
 from raytune_autotuner.task.taskfile import Document, Fault, Steps
-from raytune_autotuner.task.texts import ExpressionText, ParameterName, ScenarioText, Seconds, VariableName
+from raytune_autotuner.task.texts import (
+    EnvironmentName,
+    ExpressionText,
+    ParameterName,
+    ScenarioText,
+    Seconds,
+    VariableName,
+)
 from raytune_autotuner.task.tracking import Tracking
 
 FEWEST_BASELINES = 4
@@ -68,9 +75,9 @@ class ModelSpec(Model):
 class RuntimeSpec(Model):
     """The local counterpart of an OME runtime: what the user runs today."""
 
-    command: tuple[str, ...] | None = Field(None, description="replaces the engine file's command")
+    command: tuple[str, ...] | None = Field(None, min_length=1, description="replaces the engine file's command")
     args: tuple[str, ...] = Field((), description="the flags in use today; the baseline is exactly these")
-    env: dict[str, str] = Field(default_factory=dict, description="environment variables of the engine")
+    env: dict[EnvironmentName, str] = Field(default_factory=dict, description="environment variables of the engine")
 
 
 class Asha(Model):

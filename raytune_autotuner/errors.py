@@ -55,16 +55,20 @@ class Problem:
         return f"{self.place}: {self.message}" if self.place else self.message
 
 
+TASK = "task"
+"""The source of faults in a task by whoever does not know its file."""
+
+
 class SpecError(AutotunerError):
     """The user's input is wrong; carries every problem that was found, not only the first."""
 
-    def __init__(self, problems: list[Problem], source: str = "task") -> None:
+    def __init__(self, problems: list[Problem], source: str = TASK) -> None:
         self.problems = problems
         self.source = source
         super().__init__("\n".join(f"{source}: {p}" for p in problems))
 
     @classmethod
-    def single(cls, place: str, message: str, source: str = "task") -> SpecError:
+    def single(cls, place: str, message: str, source: str = TASK) -> SpecError:
         return cls([Problem(place, message)], source)
 
 

@@ -39,6 +39,7 @@ OURS = frozenset({EXPERIMENT, TRIAL, CONFIG, *MANAGED})
 """Labels by which a cluster knows a trial, and removes it."""
 SECTIONS = ("engine", "decoder", "router")
 OBJECT_NAME = re.compile(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?")
+NAMESPACE = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 PORT = 8080
 EXPANSION = re.compile(r"\$\(([A-Za-z_][A-Za-z0-9_]*)\)")
 """How a pod's command line names an environment variable."""
@@ -89,6 +90,8 @@ def _form(wish: Wish, task: Task) -> Form:
         raise SpecError.single("--as", f"{wish.form} is an object of OME, and this ran on one machine; use command")
     if wish.name is not None and not OBJECT_NAME.fullmatch(wish.name):
         raise SpecError.single("--name", f"found {wish.name!r}; small letters, digits and dashes, 50 at most")
+    if wish.namespace is not None and not NAMESPACE.fullmatch(wish.namespace):
+        raise SpecError.single("--namespace", f"found {wish.namespace!r}; small letters, digits and dashes, 63 at most")
     return wish.form or ("command" if task.backend == "local" else "isvc")
 
 

@@ -58,10 +58,10 @@ def refuse_secrets(uri: str) -> None:
     user, at, _ = parts.netloc.rpartition("@")
     if at and (":" in user or parts.scheme == "s3"):
         place = f"{parts.scheme}://…@{parts.netloc.rpartition('@')[2]}{parts.path}"
-        raise SpecError.single("storage", f"{place} carries credentials; {_CHAIN}")
+        raise SpecError.single("", f"{place} carries credentials; {_CHAIN}", "storage")
     for name, _value in parse_qsl(parts.query, keep_blank_values=True):
         if _SECRET.search(name):
-            raise SpecError.single("storage", f"{parts.scheme}://{parts.netloc}{parts.path}?{name}=…: {_CHAIN}")
+            raise SpecError.single("", f"{parts.scheme}://{parts.netloc}{parts.path}?{name}=…: {_CHAIN}", "storage")
 
 
 _CHAIN = (

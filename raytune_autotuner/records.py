@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -27,6 +28,9 @@ Phase = Literal["queue", "schedule", "deploy", "pull", "load", "client", "warmup
 """``queue`` is the wait for a reservation, ``schedule`` that for a node of the cluster, ``pull`` that for image and
 volumes; ``client`` is what the benchmark client adds to the traffic, and ``idle`` is waiting for a decision."""
 Direction = Literal["min", "max"]
+
+EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
+"""Names one folder of a storage, and no other place."""
 
 T = TypeVar("T")
 Tried = TypeVar("Tried", bound="TrialRecord | TrialState")

@@ -18,7 +18,7 @@ from raytune_autotuner.canary import Exam
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines.command import build_argv, gpu_count
 from raytune_autotuner.engines.engine import Engine
-from raytune_autotuner.engines.localmodel import chat_template_file, model_path, tokenizer_for
+from raytune_autotuner.engines.localmodel import chat_template_file, model_path, resolved, tokenizer_for
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.foresight import Launch, Roofline
@@ -277,9 +277,8 @@ def _tokenizer(task: Task) -> str | None:
     named = task.benchmark.model_tokenizer
     if named is None:
         return None
-    local = Path(named).expanduser()
-    if local.exists():
-        return str(local.resolve())
+    if (local := resolved(named)).exists():
+        return str(local)
     if named.startswith(("/", ".", "~")):
         raise SpecError.single("benchmark.model_tokenizer", f"there is no folder {named}")
     return named

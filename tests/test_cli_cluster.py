@@ -107,8 +107,46 @@ def test_list_tells_how_each_experiment_stands(tmp_path: Path) -> None:
 
 
 def test_list_of_nothing(tmp_path: Path) -> None:
-    """A storage without experiments, or that is not there yet."""
-    assert invoke(tmp_path / "none", "list").exit_code == OK
+    """A storage without experiments."""
+    assert invoke(tmp_path, "list").exit_code == OK
+
+
+COMMANDS = (
+    *(("list",), ("status",), ("logs", "exp"), ("stop", "exp"), ("report", "exp"), ("export", "exp")),
+    *(("resume", "exp"), ("extend", "exp", "--trials", "1"), ("verify", "exp"), ("importance", "exp")),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
+def test_a_storage_that_is_not_there_is_bad_input(command: tuple[str, ...], tmp_path: Path) -> None:
+    """Not an empty one; nor is a file one, or the home of nobody."""
+    for place, said in (
+        (tmp_path / "none", f"{tmp_path}/none: --storage: there is no such folder"),
+        (Path(__file__), "is a file"),
+        (Path("~nobody-of-this-name/x"), "home"),
+        (Path("x" * 300), "too long"),
+    ):
+        result = invoke(place, *command)
+        assert result.exit_code == BAD_INPUT
+        assert said in result.stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_storage_that_nothing_was_run_in_yet_is_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default, or as the environment says; likewise a prefix in an object store, which has no folders."""
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    assert runner.invoke(main, ["list"]).exit_code == OK
+    assert runner.invoke(main, ["list"], env={"RAYTUNE_AUTOTUNER_STORAGE": str(tmp_path / "none")}).exit_code == OK
+    assert runner.invoke(main, ["list", "--storage", "memory://none/yet"]).exit_code == OK
+
+
+def test_a_storage_that_jobs_have_yet_to_make_is_empty(tmp_path: Path, server: FakeJobServer) -> None:
+    """The cluster knows them."""
+    server.job("exp-1", metadata={"experiment": "exp"}, status="PENDING")
+    result = invoke(tmp_path / "none", "list", "--address", server.address)
+    assert result.exit_code == OK
+    assert "exp" in result.output
 
 
 def test_status_of_a_running_experiment(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from raytune_autotuner.engines import arguments
-from raytune_autotuner.engines.command import build_argv, fill, gpu_count
+from raytune_autotuner.engines.command import build_argv, fill, gpu_count, misspelt
 from raytune_autotuner.engines.engine import Engine, engine_names, load_engine
 from raytune_autotuner.engines.failures import classify
 from raytune_autotuner.engines.server_info import differences
@@ -439,3 +439,34 @@ def test_difference_in_words(small: Engine) -> None:
 def test_presets_are_parameters_of_a_task(small: Engine) -> None:
     """A preset holds what a task file would."""
     assert small.presets["all"].parameters["kind"] == Choice(type="choice", values=(None, "on"))
+
+
+@pytest.mark.parametrize(
+    ("engine", "args", "meant"),
+    [
+        ("llamacpp", ["--thread", "2", "--ctx-sise=512"], {"--thread": "--threads", "--ctx-sise": "--ctx-size"}),
+        ("vllm", ["--max-num-seq", "8"], {"--max-num-seq": "--max-num-seqs"}),
+        ("vllm", ["--gpu_memory_utilisation", "0.9"], {"--gpu-memory-utilisation": "--gpu-memory-utilization"}),
+        ("vllm", ["--served-model-nam", "m"], {"--served-model-nam": "--served-model-name"}),
+        # known in any spelling, or a flag of the engine's own that is much like one in its file
+        (
+            "llamacpp",
+            ["-t", "2", "--no-cont-batching", "--ctx_size", "8", "--model", "m", "--chat-template-file", "f"],
+            {},
+        ),
+        (
+            "llamacpp",
+            ["--threads-batch-draft", "2", "--cache-type-k-draft", "f16", "--props", "-td", "1", "--jinja"],
+            {},
+        ),
+        (
+            "vllm",
+            ["--data-parallel-size-local", "1", "--disable-chunked-prefill", "--max-num-partial-prefills", "2"],
+            {},
+        ),
+        ("sglang", ["--tokenizer-path", "p", "--cuda-graph-bs", "1", "--grammar-backend", "none", "--nnodes", "1"], {}),
+    ],
+)
+def test_flags_that_look_misspelt(engine: str, args: list[str], meant: dict[str, str]) -> None:
+    """A slip of letters is found; what the engine may well know beside its file is left alone."""
+    assert misspelt(load_engine(engine), args) == meant

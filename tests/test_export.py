@@ -452,7 +452,10 @@ def test_the_command_writes_a_file_that_can_be_run(local: ExperimentFolder, tmp_
     assert file.stat().st_mode & 0o111
     assert invoke(local, "export", "exp").stdout == file.read_text()
     assert invoke(local, "export", "exp", "-o", str(tmp_path / "no" / "x")).exit_code == BAD_INPUT
-    assert invoke(local, "export", "exp", "--as", "isvc").exit_code == BAD_INPUT
+    for wrong in (("--as", "isvc"), ("--name", "A_B"), ("--namespace", "A B")):
+        result = invoke(local, "export", "exp", *wrong)
+        assert result.exit_code == BAD_INPUT
+        assert result.stderr.startswith(f"error: exp: {wrong[0]}: ")
 
 
 def test_nothing_is_verified_when_the_file_is_at_fault(local: ExperimentFolder, tmp_path: Path) -> None:

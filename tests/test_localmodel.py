@@ -106,7 +106,12 @@ def test_path_of_a_file(model: Path) -> None:
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [(None, "say where"), ("/no/such/model", "/no/such/model"), ("package:no_such_package", "pip install")],
+    [
+        (None, "say where"),
+        ("/no/such/model", "/no/such/model"),
+        ("package:no_such_package", "pip install"),
+        ("package:..", "pip install"),
+    ],
 )
 def test_missing_model_says_what_to_do(path: str | None, message: str) -> None:
     """What is missing is named, with the cure."""

@@ -549,6 +549,16 @@ MALFORMED = {
         "ome",
         ["local"],
     ),
+    "no command": (
+        LOCAL + "engine: llamacpp\nmodel: {name: m}\nruntime: {command: []}\n",
+        "runtime.command (line 6)",
+        ["is empty"],
+    ),
+    "no name of a variable": (
+        LOCAL + 'engine: llamacpp\nmodel: {name: m, path: m.gguf}\nruntime: {env: {A=B: "1"}}\n',
+        "runtime.env.A=B (line 6)",
+        ["`A=B`", "NAME: value"],
+    ),
     "no rungs": (benchmark("rungs: []"), "benchmark.rungs (line 4)", ["is empty"]),
     "asha on one rung": (
         benchmark("rungs: [{}]") + "optimization: {scheduler: {type: asha}}\n",

@@ -301,6 +301,18 @@ def test_the_ending_of_the_file_says_what_is_written(folder: ExperimentFolder, t
     assert not (tmp_path / "report.pdf").exists()
 
 
+def test_a_report_that_cannot_be_written_there_is_bad_input(
+    folder: ExperimentFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the flag and the place: here a file stands where a folder would be."""
+    monkeypatch.setenv("CHROME_PATH", "browser")
+    (tmp_path / "file").touch()
+    for flag, place in (("--output", tmp_path / "file" / "r.html"), ("--png", tmp_path / "file" / "png")):
+        code, said = command(folder, "-o", str(tmp_path / "r.csv"), flag, str(place))
+        assert code == BAD_INPUT
+        assert f"error: {place}: {flag}: " in said
+
+
 def test_png_files_come_from_a_browser(
     folder: ExperimentFolder, facts: report.Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

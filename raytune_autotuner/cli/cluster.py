@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @overrides_option
 @storage_option
 @measured_option
-@name_option
+@name_option()
 @resume_option
 @reuse_option
 @click.option(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from raytune_autotuner.cli.options import ENVIRONMENT, OK, address_option, exit_codes, storage_option
+from raytune_autotuner.cli.options import ENVIRONMENT, OK, address_option, existing, exit_codes, storage_option
 from raytune_autotuner.errors import SpecError
 
 if TYPE_CHECKING:
@@ -40,9 +40,8 @@ def list_experiments(storage: str, address: str | None) -> int:
     """
     from raytune_autotuner import display
     from raytune_autotuner.overview import names
-    from raytune_autotuner.storage import Storage
 
-    opened = Storage(storage)
+    opened = existing(storage, address)
     there = names(opened)
     waiting = _without_folder(address, there) if address else {}
     found = [each for name in there if (each := _overview(opened, name))]
@@ -60,13 +59,13 @@ def status(experiment: str | None, storage: str, address: str | None, watch: boo
     """Show where an experiment stands, or its answer; by default the one that was begun last."""
     from raytune_autotuner import display, overview
     from raytune_autotuner.results import load_results
-    from raytune_autotuner.storage import Storage
 
-    folder = _find(Storage(storage), experiment, address, watch)
+    opened = existing(storage, address)
+    folder = _find(opened, experiment, address, watch)
     if folder is None:
         assert experiment
         assert address
-        click.echo(f"{experiment} has no folder in {Storage(storage).location()} yet")
+        click.echo(f"{experiment} has no folder in {opened.location()} yet")
         _tell_jobs(address, experiment, why=True)
         return OK
     if address:
@@ -103,11 +102,10 @@ def logs(experiment: str, trial: str | None, storage: str, address: str | None, 
     With --address it is the log of the experiment's job, else the course of its trials.
     """
     from raytune_autotuner import overview
-    from raytune_autotuner.storage import Storage
 
     if address and not trial:
         return _job_log(address, experiment, follow)
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage, address), experiment)
     if trial:
         _trial_logs(folder, overview.find_trial(folder, trial), follow)
     else:
@@ -135,9 +133,8 @@ def stop(experiment: str, storage: str, address: str | None, wait_s: float) -> i
     """
     from raytune_autotuner import overview
     from raytune_autotuner.deadline import Deadline
-    from raytune_autotuner.storage import Storage
 
-    folder = _find(Storage(storage), experiment, address)
+    folder = _find(existing(storage, address), experiment, address)
     if folder is None or overview.is_over(folder):
         return _stop_unbegun(address, folder.name if folder else experiment, wait_s)
     folder.request_stop()

@@ -8,15 +8,20 @@ Exit codes: 0 done, with an answer (also when the baseline stays the best), 1 it
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 from rich.console import Console
 
-from raytune_autotuner.errors import EnvironmentFault, SpecError, Superseded, TransientError
+from raytune_autotuner.errors import TASK, EnvironmentFault, SpecError, Superseded, TransientError
+from raytune_autotuner.records import EXPERIMENT_NAME
+
+if TYPE_CHECKING:
+    from raytune_autotuner.storage import Storage
 
 OK, NOTHING_FEASIBLE, BAD_INPUT, ENVIRONMENT, ACCIDENT, INTERRUPTED = 0, 1, 2, 3, 70, 130
 CLICKS_OWN = (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError)
@@ -36,7 +41,7 @@ def exit_codes(command: F) -> Callable[..., None]:
             code = command(*args, **kwargs)
         except SpecError as error:
             for problem in error.problems:
-                err.print(f"error: {error.source}: {problem}", markup=False)
+                err.print(f"error: {_source(error, kwargs)}: {problem}", markup=False)
             code = BAD_INPUT
         except (EnvironmentFault, TransientError, Superseded) as error:
             err.print(f"error: {error}", markup=False)
@@ -54,19 +59,67 @@ def exit_codes(command: F) -> Callable[..., None]:
     return wrapped
 
 
+def _source(error: SpecError, arguments: Mapping[str, Any]) -> str:
+    """What is at fault: of a task whose file the error does not know, the file or the experiment that was given."""
+    named = next(filter(None, map(arguments.get, ("task_file", "experiment", "file"))), None)
+    return str(named) if error.source == TASK and named else error.source
+
+
 task_argument = click.argument("task_file", metavar="TASK", type=click.Path(path_type=Path))
 overrides_option = click.option(
     "--set", "overrides", multiple=True, metavar="PATH=VALUE", help="Override a field, e.g. benchmark.repeats=3."
 )
+
+
+def _no_file(_: click.Context, __: click.Parameter, storage: str) -> str:
+    try:
+        if "://" not in storage and Path(storage).expanduser().is_file():
+            raise click.BadParameter(f"{storage} is a file; name the folder that holds the experiment folders")
+    except (OSError, RuntimeError) as error:  # a name that is too long, or the home of nobody
+        raise click.BadParameter(f"{storage!r} is no folder: {error}") from error
+    return storage
+
+
+def existing(storage: str, address: str | None = None) -> Storage:
+    """The storage of a command that looks into it; a folder that was named for that has to be there.
+
+    The default one comes with the first experiment, and so may that of jobs which wait on the cluster at the address.
+
+    Raises:
+        SpecError: there is no such folder.
+    """
+    from raytune_autotuner.storage import Storage
+
+    opened = Storage(storage)
+    named = click.get_current_context().get_parameter_source("storage") is ParameterSource.COMMANDLINE
+    if named and not address and opened.is_local and not opened.exists(""):
+        message = "there is no such folder; name the one that was given when the experiment was run"
+        raise SpecError.single("--storage", message, opened.location())
+    return opened
+
+
 storage_option = click.option(
     "--storage",
     default="results",
+    callback=_no_file,
     show_default=True,
     envvar="RAYTUNE_AUTOTUNER_STORAGE",
     show_envvar=True,
     help="Folder or URI that holds the experiment folders.",
 )
-name_option = click.option("--name", help="Name of the experiment; default: the task's name and the time.")
+
+
+def _experiment_name(_: click.Context, __: click.Parameter, name: str | None) -> str | None:
+    if name and not EXPERIMENT_NAME.fullmatch(name):
+        valid = "letters, digits, dots, dashes and _ after a letter or digit, 120 at most"
+        raise click.BadParameter(f"{name!r} cannot be the name of an experiment: {valid}")
+    return name
+
+
+def name_option(what: str = "Name of the experiment; default: the task's name and the time.") -> Callable[[C], C]:
+    return click.option("--name", callback=_experiment_name, help=what)
+
+
 resume_option = click.option(
     "--resume", type=click.Choice(["auto"]), help="auto: go on with the experiment of that --name if there is one."
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from raytune_autotuner.cli.options import OK, exit_codes, storage_option
-from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.cli.options import OK, existing, exit_codes, storage_option
+from raytune_autotuner.errors import SpecError
 
 
 @click.command()
@@ -33,10 +33,9 @@ def report(experiment: str | None, output: Path | None, images: Path | None, sto
     """
     from raytune_autotuner import overview, plots
     from raytune_autotuner import report as reports
-    from raytune_autotuner.storage import Storage
 
     form = reports.form_of(output) if output else "html"
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage), experiment)
     found = reports.read(folder)
     target = output or Path(f"{folder.name}.html")
     _write(target, reports.FORMATS[form](found))
@@ -54,4 +53,4 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise EnvironmentFault(f"{path} cannot be written: {error}") from error
+        raise SpecError.single("--output", f"cannot be written: {error}", str(path)) from error

@@ -15,6 +15,7 @@ from raytune_autotuner.cli.options import (
     INTERRUPTED,
     NOTHING_FEASIBLE,
     OK,
+    existing,
     exit_codes,
     measured_option,
     name_option,
@@ -72,7 +73,7 @@ class How:
 @storage_option
 @measured_option
 @results_option
-@name_option
+@name_option()
 @resume_option
 @reuse_option
 @force_option
@@ -100,7 +101,7 @@ def run(
     checked_resume(resume, name)
     for note in filter(None, (stop_note(os.environ), storage_note(os.environ, storage))):
         click.echo(note, err=True)
-    task, engine = load_checked(task_file, (*overrides, *([measured] if measured else [])))
+    task, engine = load_checked(task_file, (*overrides, *([measured] if measured else [])), here=True)
     how = How(results_path, dashboard, force, resume is not None, ended_is_ok, reuse)
     return _run(task, engine, storage, name, how)
 
@@ -119,9 +120,8 @@ def resume(
     """Go on with an experiment that was interrupted; what has been measured is kept."""
     from raytune_autotuner import overview
     from raytune_autotuner.planning.checks import load_document
-    from raytune_autotuner.storage import Storage
 
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage), experiment)
     _refuse_course(folder)
     task, engine = load_document(overview.read_document(folder))
     return _run(task, engine, storage, folder.name, How(results_path, dashboard, force, True, ended_is_ok))
@@ -151,10 +151,9 @@ def extend(
     """
     from raytune_autotuner import history, overview
     from raytune_autotuner.planning.checks import load_document
-    from raytune_autotuner.storage import Storage
     from raytune_autotuner.task import taskfile
 
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage), experiment)
     _refuse_course(folder)
     more = f"optimization.max_iterations={history.searched(folder) + trials}"
     task, engine = load_document(taskfile.override(overview.read_document(folder), [*overrides, more]))
@@ -222,7 +221,7 @@ def _refuse_unpayable(setup: Setup) -> None:
 
     plan = make_plan(setup.task, setup.engine, gpus_of=setup.gpus)
     if problems := [Problem(f"optimization.budget.{place}", message) for place, message in unpayable(plan)]:
-        raise SpecError(problems, plan.task_name)
+        raise SpecError(problems)
 
 
 def _exit_code(results: Results) -> int:
@@ -277,7 +276,7 @@ def _of_earlier(setup: Setup, options: Options) -> Iterator[str]:
 @overrides_option
 @storage_option
 @click.option("--params", default="{}", metavar="JSON", help="The configuration; {} is the baseline.")
-@name_option
+@name_option()
 @exit_codes
 def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str, name: str | None) -> int:
     """Run one configuration, without a search."""
@@ -287,7 +286,7 @@ def trial(task_file: Path, overrides: tuple[str, ...], storage: str, params: str
     from raytune_autotuner.setup import prepare
     from raytune_autotuner.storage import Storage
 
-    task, engine = load_checked(task_file, overrides)
+    task, engine = load_checked(task_file, overrides, here=True)
     parameters: Parameters = check_parameters(task, engine, params)
     setup = prepare(task, engine, Storage(storage), name or experiment.experiment_name(task.task_name))
     console = display.console()

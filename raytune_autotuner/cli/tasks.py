@@ -33,7 +33,7 @@ def validate(task_file: Path, overrides: tuple[str, ...], storage: str) -> int:
     from raytune_autotuner.planning.plan import make_plan, render
     from raytune_autotuner.storage import Storage
 
-    task, engine = load_checked(task_file, overrides)
+    task, engine = load_checked(task_file, overrides, here=True)
     found = recent(Storage(storage))
     display.console().print(render(make_plan(task, engine, experience(found, task, engine))))
     for note in found.notes:
@@ -53,7 +53,8 @@ def doctor(task_file: Path, overrides: tuple[str, ...]) -> int:
 
     task, engine = load_checked(task_file, overrides)
     if task.backend != "ome":
-        raise SpecError.single("backend", "doctor looks at a cluster, and this task runs on this machine")
+        message = "doctor looks at a cluster, and this task runs on this machine; `validate` looks at all that it names"
+        raise SpecError.single("backend", message)
     findings = ome_site.check_up(task, least_gpus(task, engine))
     for finding in findings:
         click.echo(ome_site.described(finding))

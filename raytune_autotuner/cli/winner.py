@@ -12,7 +12,15 @@ import click
 from rich.console import Console
 
 from raytune_autotuner.cli.follow import experiment_argument
-from raytune_autotuner.cli.options import INTERRUPTED, NOTHING_FEASIBLE, OK, exit_codes, storage_option
+from raytune_autotuner.cli.options import (
+    INTERRUPTED,
+    NOTHING_FEASIBLE,
+    OK,
+    existing,
+    exit_codes,
+    name_option,
+    storage_option,
+)
 from raytune_autotuner.errors import SpecError
 
 if TYPE_CHECKING:
@@ -77,9 +85,8 @@ def export(
     from raytune_autotuner import overview
     from raytune_autotuner.export import Wish
     from raytune_autotuner.export import export as export_text
-    from raytune_autotuner.storage import Storage
 
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage), experiment)
     wish = Wish(form, trial, name, namespace, replicas, port)  # type: ignore[arg-type]  # one of the choices
     text = export_text(folder, wish)  # whatever cannot be written is to be known before anything is measured
     if minimal:
@@ -142,7 +149,7 @@ def _write(path: Path, text: str) -> None:
 @click.argument("file", metavar="FILE_OR_EXPERIMENT")
 @storage_option
 @click.option("--of", "experiment", help="The experiment whose task and baseline count; default: what the file says.")
-@click.option("--name", help="Of this measurement; default: the experiment's name, `verify` and the time.")
+@name_option("Of this measurement; default: the experiment's name, `verify` and the time.")
 @budget_option
 @exit_codes
 def verify(file: str, storage: str, experiment: str | None, name: str | None, overrides: tuple[str, ...]) -> int:
@@ -153,9 +160,8 @@ def verify(file: str, storage: str, experiment: str | None, name: str | None, ov
     from raytune_autotuner import display, overview, verification
     from raytune_autotuner.experiment import Options
     from raytune_autotuner.setup import prepare
-    from raytune_autotuner.storage import Storage
 
-    opened = Storage(storage)
+    opened = existing(storage)
     exported = verification.read(Path(file), os.environ) if Path(file).is_file() else None
     if exported is None and Path(file).suffix in (".sh", ".yaml", ".yml"):  # and no name of an experiment
         raise SpecError.single("", "there is no such file", file)
@@ -186,8 +192,7 @@ def importance(experiment: str, storage: str) -> int:
     """Show which parameters the score depends on, and how, with the uncertainty."""
     from raytune_autotuner import display, overview
     from raytune_autotuner.importance import importance as found_importance
-    from raytune_autotuner.storage import Storage
 
-    folder = overview.find(Storage(storage), experiment)
+    folder = overview.find(existing(storage), experiment)
     display.console().print(display.importance(found_importance(folder.records())))
     return OK

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher, get_close_matches
+from itertools import zip_longest
 
 from raytune_autotuner.engines import arguments
 from raytune_autotuner.engines.arguments import Option
@@ -13,6 +15,8 @@ from raytune_autotuner.records import Parameters, ParameterValue
 from raytune_autotuner.task import expressions
 
 PLACEHOLDER = re.compile(r"\{([a-z_]+)\}")
+ALIKE, WORD_ALIKE = 0.85, 0.65
+"""So much of its letters a slip keeps, and each of its words: `size` and `sise`, not `enable` and `disable`."""
 BACKEND_FACTS = frozenset({"host", "port", "python"})
 
 
@@ -118,6 +122,35 @@ def spoken(engine: Engine, args: Sequence[str]) -> dict[str, Hashable]:
         before = said.get(flag, ())
         said[flag] = (*(before if isinstance(before, tuple) else ()), *option.values)
     return said
+
+
+def misspelt(engine: Engine, args: Sequence[str]) -> dict[str, str]:
+    """Flags that the engine file does not know, with the one of its own that was probably meant.
+
+    Engines have more flags than their files, many of them alike (``--threads``, ``--threads-batch-draft``), so a slip
+    is only what has the same words but for their letters.
+    """
+    known = frozenset(_known_flags(engine))
+    slips: dict[str, str] = {}
+    for flag in sorted({option.flag.replace("_", "-") for option in arguments.split(args)} - known):
+        alike = sorted(each for each in known if _alike(flag, each))
+        if close := get_close_matches(flag, alike, n=1, cutoff=ALIKE):
+            slips[flag] = close[0]
+    return slips
+
+
+def _known_flags(engine: Engine) -> Iterator[str]:
+    for parameter in engine.parameters.values():
+        yield from parameter.flags
+    for fixed in engine.fixed:
+        yield from (fixed.flag, *fixed.aliases)
+    yield from (word for word in (engine.chat_template_flag, *engine.cache_off) if word and word.startswith("-"))
+
+
+def _alike(flag: str, other: str) -> bool:
+    words = list(zip_longest(flag.lstrip("-").split("-"), other.lstrip("-").split("-"), fillvalue=""))
+    long = flag.startswith("--") and other.startswith("--")  # of one or two letters each may be another flag
+    return long and all(SequenceMatcher(None, *pair).ratio() >= WORD_ALIKE for pair in words)
 
 
 def _values(engine: Engine, options: Iterable[Option]) -> Iterator[tuple[str, ParameterValue]]:

@@ -36,10 +36,18 @@ def model_path(model: ModelSpec) -> Path:
         raise EnvironmentFault("model.path: say where the model is: a file, a folder, or package:NAME")
     if model.path.startswith(PACKAGE):
         return _from_package(model.path.removeprefix(PACKAGE))
-    path = Path(model.path).expanduser().resolve()
+    path = resolved(model.path)
     if not path.exists():
         raise EnvironmentFault(f"model.path: {path} does not exist")
     return path
+
+
+def resolved(path: str) -> Path:
+    """Where a path of the task leads from here: from the folder that the command is given in, not the task file's."""
+    try:
+        return Path(path).expanduser().resolve()
+    except RuntimeError:  # there is no such user, or links lead in a circle
+        return Path(path).absolute()
 
 
 def _from_package(name: str) -> Path:
@@ -48,7 +56,7 @@ def _from_package(name: str) -> Path:
         package = import_module(name)
         target = cache() / "models" / str(package.MODEL_NAME)
         assemble: Callable[[Path], Path] = package.assemble
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise EnvironmentFault(f"model.path: no model package {name!r} is installed ({error}); {INSTALL}") from error
 
     def make(path: Path) -> None:
@@ -87,13 +95,12 @@ def chat_template_file(name_or_path: str) -> Path:
     Raises:
         EnvironmentFault: there is none such (lists those that are shipped).
     """
-    folder = resources.templates() / "chat"
-    shipped = folder / f"{name_or_path}.jinja"
-    if shipped.parent == folder and shipped.is_file():
-        return shipped
-    path = Path(name_or_path).expanduser().resolve()
-    if not path.is_file():
-        names = ", ".join(sorted(file.stem for file in folder.glob("*.jinja")))
+    shipped = {file.stem: file for file in (resources.templates() / "chat").glob("*.jinja")}
+    if name_or_path in shipped:
+        return shipped[name_or_path]
+    path = resolved(name_or_path)
+    if not (os.access(path, os.R_OK) and path.is_file()):  # the first does not raise where a name is too long
+        names = ", ".join(sorted(shipped))
         raise EnvironmentFault(f"model.chat_template: {name_or_path!r} is no file and not among those shipped: {names}")
     return path
 

@@ -16,7 +16,7 @@ import numpy as np
 from raytune_autotuner.engines.engine import Engine, EngineParameter, load_engine
 from raytune_autotuner.errors import Problem, SpecError
 from raytune_autotuner.planning.plan import make_plan, unpayable
-from raytune_autotuner.planning.rules import TASK_RULES
+from raytune_autotuner.planning.rules import HERE_RULES, TASK_RULES
 from raytune_autotuner.planning.space import Rule, Space, count, grid_value
 from raytune_autotuner.records import Parameters, ParameterValue
 from raytune_autotuner.redaction import HIDDEN
@@ -32,20 +32,22 @@ MAX_TRIED = 300
 """Combinations of values with which an expression is tried."""
 
 
-def load_checked(path: Path, overrides: Sequence[str] = ()) -> tuple[Task, Engine]:
+def load_checked(path: Path, overrides: Sequence[str] = (), here: bool = False) -> tuple[Task, Engine]:
     """The task in a file, with its engine, when nothing is wrong with it.
+
+    ``here`` is for a task that this machine runs: what it names, such as the model, has to be on it.
 
     Raises:
         SpecError: lists everything that is wrong, with the lines.
     """
-    return load_document(taskfile.override(taskfile.read(path), overrides))
+    return load_document(taskfile.override(taskfile.read(path), overrides), here)
 
 
-def load_document(document: Document) -> tuple[Task, Engine]:
+def load_document(document: Document, here: bool = False) -> tuple[Task, Engine]:
     """As ``load_checked``, for text that is no file of the user's."""
     reading = read_task(document)
     engine, faults = _engine(reading)
-    faults = [*reading.faults, *faults, *_findings(reading, engine), *_hidden(reading.document.data, ())]
+    faults = [*reading.faults, *faults, *_findings(reading, engine, here), *_hidden(reading.document.data, ())]
     if faults or reading.task is None or engine is None:
         raise SpecError(reading.document.problems(faults), reading.document.source)
     return reading.task, engine
@@ -100,12 +102,13 @@ def _engine(reading: Reading) -> tuple[Engine | None, list[Fault]]:
         return None, [(("engine",), message) for message in said]
 
 
-def _findings(reading: Reading, engine: Engine | None) -> Iterator[Fault]:
+def _findings(reading: Reading, engine: Engine | None, here: bool = False) -> Iterator[Fault]:
     """What the rules find whose parts of the task are well-formed."""
     task = reading.task
     if task is None:
         return
-    found = [f for rule, parts in TASK_RULES.items() if reading.intact(*map(_way, parts)) for f in rule(task)]
+    rules = {**TASK_RULES, **(HERE_RULES if here else {})}
+    found = [f for rule, parts in rules.items() if reading.intact(*map(_way, parts)) for f in rule(task)]
     if engine is not None:
         named = [
             f for rule, parts in ENGINE_RULES.items() if reading.intact(*map(_way, parts)) for f in rule(task, engine)

@@ -58,7 +58,7 @@ def write_task(wish: Wish) -> str:
     """
     if missing := list(_missing(wish)):
         raise SpecError(missing, "init")
-    engine = load_engine(wish.engine)
+    engine = _engine(wish.engine)
     text = "\n".join(_lines(wish, engine)) + "\n"
     if problems := check(parse_task(taskfile.parse(text, "init").data, "init"), engine):
         raise SpecError(problems, "init")
@@ -77,6 +77,13 @@ def _missing(wish: Wish) -> Iterator[Problem]:
         yield Problem("--tokenizer", "is missing; name a folder or a hub id")
     if wish.backend == "local" and not _path(wish):
         yield Problem("--model-path", "is missing; name the file or folder that the engine loads")
+
+
+def _engine(name: str) -> Engine:
+    try:
+        return load_engine(name)
+    except SpecError as error:
+        raise SpecError([Problem("--engine", p.message) for p in error.problems], "init") from error
 
 
 def _path(wish: Wish) -> str | None:

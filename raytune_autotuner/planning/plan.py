@@ -14,7 +14,7 @@ from rich.text import Text
 
 from raytune_autotuner.budget import Limits
 from raytune_autotuner.capacity import most_probes
-from raytune_autotuner.engines.command import gpu_count
+from raytune_autotuner.engines.command import gpu_count, misspelt
 from raytune_autotuner.engines.engine import Engine
 from raytune_autotuner.objectives import OBJECTIVES, title
 from raytune_autotuner.planning import impossible
@@ -165,6 +165,7 @@ def make_plan(
         cost=(gpu_hours[0] * price, gpu_hours[1] * price) if price else None,
         notes=(
             *_notes(task, points, grid_points),
+            *_flag_notes(task, engine),
             *(() if gpus_of else _runtime_notes(task, engine, experience)),
             *_search_notes(task),
             *impossible.notes(task, engine, examples),
@@ -331,6 +332,15 @@ def _notes(task: Task, points: int, grid_points: int | None) -> Iterator[str]:
         yield f"a grid of {grid_points} is sampled evenly: {points} points"
     elif grid_points is not None and grid_points < iterations:
         yield f"there are {grid_points} configurations, fewer than max_iterations ({iterations}): each is tried once"
+
+
+def _flag_notes(task: Task, engine: Engine) -> Iterator[str]:
+    """What looks like a slip among the flags that are handed on as they are."""
+    places = {"runtime.args": task.runtime.args, "extra_args": task.extra_args}
+    places |= {f"parameters.{name}.flag": (p.flag,) for name, p in task.parameters.items() if p.flag}
+    for place, args in places.items():
+        for flag, meant in misspelt(engine, args).items():
+            yield f"{place}: {flag}: did you mean {meant}? {engine.name}'s file knows no such flag; it stays as it is"
 
 
 def _runtime_notes(task: Task, engine: Engine, experience: Experience | None) -> Iterator[str]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from raytune_autotuner.engines.localmodel import PACKAGE, chat_template_file, resolved
+from raytune_autotuner.errors import EnvironmentFault
 from raytune_autotuner.goodput import ATTAINMENT, PER_REQUEST, request_limits
 from raytune_autotuner.metrics import METRICS
 from raytune_autotuner.objectives import OBJECTIVES, upper_limits
@@ -14,6 +17,8 @@ from raytune_autotuner.task import scenarios, taskfile
 from raytune_autotuner.task.spec import Task
 from raytune_autotuner.task.taskfile import Fault, meant
 
+ON_DISK = ("/", ".", "~")
+"""With which a path begins that cannot be a name on a hub."""
 DATASET_SUFFIXES = (".txt", ".csv", ".json")
 
 
@@ -150,6 +155,13 @@ def _tokenizer(task: Task) -> Iterator[Fault]:
         yield ("benchmark", "model_tokenizer"), "is missing; name a folder or a hub id, or model.path to take it from"
 
 
+def _chat_template(task: Task) -> Iterator[Fault]:
+    try:
+        _ = task.model.chat_template and chat_template_file(task.model.chat_template)
+    except EnvironmentFault as fault:
+        yield ("model", "chat_template"), str(fault).removeprefix("model.chat_template: ")
+
+
 def _traffic(task: Task) -> Iterator[Fault]:
     benchmark = task.benchmark
     at = ("benchmark", "traffic_scenarios")
@@ -241,11 +253,12 @@ def _dataset(task: Task) -> Iterator[Fault]:
 def _dataset_path(path: str, prompt_column: str | None, images: bool) -> Iterator[Fault]:
     at = ("benchmark", "dataset", "path")
     file = Path(path)
-    if file.is_file() and file.suffix not in DATASET_SUFFIXES:
+    there = os.access(file, os.F_OK)  # does not raise where a name is too long
+    if there and file.is_file() and file.suffix not in DATASET_SUFFIXES:
         yield at, f"found a {file.suffix or 'nameless'} file; valid are {', '.join(DATASET_SUFFIXES)}"
-    elif not file.exists() and (file.suffix in DATASET_SUFFIXES or path.startswith(("/", ".", "~"))):
+    elif not there and (file.suffix in DATASET_SUFFIXES or path.startswith(ON_DISK)):
         yield at, f"there is no file `{path}`"
-    elif file.is_file() and images:
+    elif there and file.is_file() and images:
         yield at, "images cannot be read from a file; name a dataset on a hub, or use config"
     elif file.suffix == ".csv" and prompt_column is None:
         yield ("benchmark", "dataset", "prompt_column"), "is missing; a .csv file needs it"
@@ -260,6 +273,25 @@ def _json_file(path: Path, at: tuple[str, ...]) -> Iterator[Fault]:
         yield at, f"`{path}` is not JSON: {error}"
 
 
+def _model_here(task: Task) -> Iterator[Fault]:
+    path = task.model.path
+    if path is not None and not path.startswith(PACKAGE) and (why := _unreadable(path)):
+        yield ("model", "path"), f"{why}; name the file or folder that the engine loads, or package:NAME"
+
+
+def _tokenizer_here(task: Task) -> Iterator[Fault]:
+    named = task.benchmark.model_tokenizer
+    if named is not None and named.startswith(ON_DISK) and (why := _unreadable(named)):
+        yield ("benchmark", "model_tokenizer"), f"{why}; name a folder or a hub id"
+
+
+def _unreadable(path: str) -> str | None:
+    place = resolved(path)
+    if os.access(place, os.R_OK):
+        return None
+    return f"`{place}` cannot be read" if os.access(place, os.F_OK) else f"there is no `{place}` on this machine"
+
+
 TaskRule = Callable[[Task], Iterable[Fault]]
 TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
     _objective: ("optimization.objective", "optimization.price_per_gpu_hour", "optimization.slo", "benchmark.task"),
@@ -270,6 +302,7 @@ TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
     _scheduler: ("optimization.scheduler", "benchmark.rungs"),
     _backend: ("backend", "base_runtime", "runtime", "ome", "model"),
     _tokenizer: ("benchmark.model_tokenizer", "model"),
+    _chat_template: ("model.chat_template",),
     _traffic: ("benchmark.task", "benchmark.traffic_scenarios", "benchmark.dataset"),
     _benchmark_job: ("benchmark", "ome"),
     _api_backend: ("benchmark.task", "benchmark.api_backend"),
@@ -279,3 +312,9 @@ TASK_RULES: Mapping[TaskRule, tuple[str, ...]] = {
     _dataset: ("benchmark.task", "benchmark.dataset"),
 }
 """The rules that need the file alone, with the parts of the task that must be well-formed for each."""
+
+HERE_RULES: Mapping[TaskRule, tuple[str, ...]] = {
+    _model_here: ("model.path",),
+    _tokenizer_here: ("benchmark.model_tokenizer",),
+}
+"""The rules about what a task names on the machine that runs it: not of one that is handed to a cluster."""

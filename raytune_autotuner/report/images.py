@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from raytune_autotuner.errors import EnvironmentFault
+from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.plots import Plot, script
 from raytune_autotuner.processes import OwnedProcess
 
@@ -28,9 +28,13 @@ def save(plots: Iterable[Plot], folder: Path) -> list[Path]:
 
     Raises:
         EnvironmentFault: there is no browser here, it does not start, or it draws nothing.
+        SpecError: the folder cannot be made.
     """
     browser = find_browser()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecError.single("--png", f"the folder cannot be made: {error}", str(folder)) from error
     return [_save(browser, plot, folder / f"{plot.name}.png") for plot in plots]
 
 

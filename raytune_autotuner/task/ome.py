@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from raytune_autotuner.task.parameters import Model, Scalar
-from raytune_autotuner.task.texts import VariableName
+from raytune_autotuner.task.texts import EnvironmentName, VariableName
 
 
 class SecretReference(Model):
@@ -49,7 +49,7 @@ class OmeSpec(Model):
     decoder: Decoder | None = Field(None, description="declares the runtime's decoder")
     router: Router | None = Field(None, description="declares the runtime's router")
     image: str | None = Field(None, description="of the engine; default: the runtime's")
-    env: dict[str, str] = Field(default_factory=dict, description="environment variables of the engine")
+    env: dict[EnvironmentName, str] = Field(default_factory=dict, description="environment variables of the engine")
     secret_env: dict[VariableName, SecretReference] = Field(
         default_factory=dict, description="environment variables of the engine that come from a Secret"
     )

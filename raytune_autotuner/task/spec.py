@@ -22,7 +22,14 @@ from raytune_autotuner.task.faults import explain
 from raytune_autotuner.task.ome import OmeSpec
 from raytune_autotuner.task.parameters import Model, Parameter
 from raytune_autotuner.task.taskfile import Document, Fault, Steps
-from raytune_autotuner.task.texts import ExpressionText, ParameterName, ScenarioText, Seconds, VariableName
+from raytune_autotuner.task.texts import (
+    EnvironmentName,
+    ExpressionText,
+    ParameterName,
+    ScenarioText,
+    Seconds,
+    VariableName,
+)
 from raytune_autotuner.task.tracking import Tracking
 
 FEWEST_BASELINES = 4
@@ -55,7 +62,9 @@ class ModelSpec(Model):
     name: str = Field(min_length=1, description="the model's name: for OME the (Cluster)BaseModel")
     namespace: str | None = Field(None, description="OME: the namespace of the experiment's objects")
     path: str | None = Field(
-        None, description="local engine: a file or folder, or `package:NAME` for a model shipped as a Python package"
+        None,
+        min_length=1,
+        description="local engine: a file or folder, or `package:NAME` for a model shipped as a Python package",
     )
     chat_template: str | None = Field(
         None, description="llama.cpp: a shipped template's name (gemma) or a file; for models that carry none"
@@ -66,9 +75,9 @@ class ModelSpec(Model):
 class RuntimeSpec(Model):
     """The local counterpart of an OME runtime: what the user runs today."""
 
-    command: tuple[str, ...] | None = Field(None, description="replaces the engine file's command")
+    command: tuple[str, ...] | None = Field(None, min_length=1, description="replaces the engine file's command")
     args: tuple[str, ...] = Field((), description="the flags in use today; the baseline is exactly these")
-    env: dict[str, str] = Field(default_factory=dict, description="environment variables of the engine")
+    env: dict[EnvironmentName, str] = Field(default_factory=dict, description="environment variables of the engine")
 
 
 class Asha(Model):
@@ -242,7 +251,7 @@ class Benchmark(Model):
     task: TaskName = Field("text-to-text", description="what genai-bench asks of the server")
     model_name: str | None = Field(None, description="the name requests carry; default: model.name")
     model_tokenizer: str | None = Field(
-        None, description="a folder or a hub id; default: the model's own, where it can be had locally"
+        None, min_length=1, description="a folder or a hub id; default: the model's own, where it can be had locally"
     )
     traffic_scenarios: tuple[ScenarioText, ...] = Field(
         (), description="genai-bench scenarios, e.g. D(100,100); default: `dataset` when there is one, else D(100,100)"

@@ -41,6 +41,13 @@ def _variable_name(name: str) -> str:
     return name
 
 
+def _environment_name(name: str) -> str:
+    if not name or "=" in name:
+        raise ValueError(f"`{name}` is not an environment variable's name; write NAME: value")
+    return name
+
+
+EnvironmentName = Annotated[str, AfterValidator(_environment_name)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 ExpressionText = Annotated[str, AfterValidator(_expression)]
 ScenarioText = Annotated[str, AfterValidator(_scenario)]

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from raytune_autotuner import redaction
-from raytune_autotuner.records import to_json
+from raytune_autotuner.records import EXPERIMENT_NAME, to_json
 from raytune_autotuner.results_file import document, trials_csv
 from raytune_autotuner.task.spec import json_schema
 from raytune_autotuner.web import drafts, logs, tables
 from raytune_autotuner.web.actions import resume_experiment, stop_experiment
 from raytune_autotuner.web.launching import new_name
-from raytune_autotuner.web.library import EXPERIMENT_NAME, TRIAL_NAME, Unknown
+from raytune_autotuner.web.library import TRIAL_NAME, Unknown
 from raytune_autotuner.web.live import ALL
 from raytune_autotuner.web.models import (
     ExperimentAnswer,

@@ -21,8 +21,8 @@ from pathlib import Path
 
 from raytune_autotuner.errors import EnvironmentFault, SpecError
 from raytune_autotuner.processes import start_time
+from raytune_autotuner.records import EXPERIMENT_NAME
 from raytune_autotuner.storage import Storage
-from raytune_autotuner.web.library import EXPERIMENT_NAME
 from raytune_autotuner.web.settings import TOKEN_VARIABLE
 
 FOLDER = "launch"

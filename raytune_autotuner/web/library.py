@@ -10,10 +10,10 @@ from contextlib import contextmanager
 
 from raytune_autotuner.errors import StorageFault
 from raytune_autotuner.folder import ExperimentFolder
+from raytune_autotuner.records import EXPERIMENT_NAME
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.web.reader import Reader, Snapshot, Unreadable
 
-EXPERIMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,119}")
 TRIAL_NAME = re.compile(r"(?:baseline|search|control|confirm|single)-[0-9a-f]{12}(?:-[0-9]{1,6})?")
 KEPT = 200
 """Experiments whose trials stay in memory."""

@@ -6,6 +6,7 @@
     ├── SpecError          the user's input is wrong; nothing was started              exit 2
     ├── EnvironmentFault   this machine or cluster cannot run the task                 exit 3
     │   └── StorageFault   the experiment folder cannot be read or written             the experiment stops
+    │       └── Damaged    a file in it is not what was written there                  told with its place
     ├── Superseded         another session has the experiment now                      the worker leaves
     ├── TrialInfeasible    this configuration cannot work (with a class and a reason)  recorded
     └── TransientError     infrastructure; a retry may help                            retried
@@ -78,6 +79,16 @@ class EnvironmentFault(AutotunerError):
 
 class StorageFault(EnvironmentFault):
     """The experiment folder cannot be read or written (full, read-only, gone): the end of all, no result of a trial."""
+
+
+class Damaged(StorageFault):
+    """A file of the experiment folder is not what this version wrote there."""
+
+    def __init__(self, place: str, error: Exception) -> None:
+        super().__init__(
+            f"{place} is damaged, or of another version: {' '.join(str(error).split())[:200]}. Put it back as it was; "
+            "results.json may also be removed, since it is made anew, and so may a trial, whose results are lost then"
+        )
 
 
 class Superseded(AutotunerError):

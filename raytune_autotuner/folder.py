@@ -31,7 +31,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
-from raytune_autotuner.errors import Superseded
+from pydantic import TypeAdapter, ValidationError
+
+from raytune_autotuner.errors import Damaged, Superseded
 from raytune_autotuner.records import (
     Answers,
     BudgetState,
@@ -143,8 +145,7 @@ class ExperimentFolder:
 
     def course(self) -> Mapping[str, Any]:
         """What an experiment without a search is for, and of which other one; empty with a search."""
-        found: dict[str, Any] = json.loads(self.root.read(COURSE) or "{}")
-        return found
+        return self.document(COURSE)
 
     def stop_requested(self) -> bool:
         """Whether the experiment is to end. A remote store is asked once a second at most: every trial and the search
@@ -192,8 +193,7 @@ class ExperimentFolder:
         self.root.write("waiting.json", json.dumps(waiting, indent=1))
 
     def waiting(self) -> dict[str, str]:
-        text = self.root.read("waiting.json")
-        return json.loads(text) if text else {}
+        return self.document("waiting.json")
 
     def halt(self, reasons: Mapping[str, str]) -> None:
         """Ask these running trials to end in order, and say why."""
@@ -207,8 +207,7 @@ class ExperimentFolder:
         return self._halts.value or {}
 
     def _halted(self) -> dict[str, str]:
-        text = self.root.read("halt.json")
-        return json.loads(text) if text else {}
+        return self.document("halt.json")
 
     def save_budget(self, state: BudgetState) -> None:
         self.root.write("budget.json", to_json(state))
@@ -221,8 +220,7 @@ class ExperimentFolder:
         self.root.write("repeated.json", json.dumps(sorted(configs)))
 
     def repeated(self) -> frozenset[str]:
-        text = self.root.read("repeated.json")
-        return frozenset(json.loads(text)) if text else frozenset()
+        return self._load(frozenset[str], "repeated.json") or frozenset()
 
     def save_search_end(self, end: SearchEnd | None) -> None:
         """Why the search ends early; ``None`` while it goes on, or goes on again."""
@@ -281,13 +279,28 @@ class ExperimentFolder:
         if self._later.value:
             raise Superseded(f"session {self.session + 1} of {self.name} has begun")
 
+    def document(self, path: str) -> dict[str, Any]:
+        """What a JSON file holds; empty when there is none.
+
+        Raises:
+            Damaged: it does not hold that.
+        """
+        text = self.root.read(path)
+        try:
+            return TypeAdapter(dict[str, Any]).validate_json(text) if text else {}
+        except ValidationError as error:
+            raise Damaged(self.root.location(path), error) from error
+
     def _save(self, trial: TrialId, path: str, value: object) -> None:
         self.check_session()
         self.root.write(f"trials/{trial.name}/{path}", to_json(value))
 
     def _load(self, kind: type[T], path: str) -> T | None:
         text = self.root.read(path)
-        return None if text is None else from_json(kind, text)
+        try:
+            return None if text is None else from_json(kind, text)
+        except ValidationError as error:
+            raise Damaged(self.root.location(path), error) from error
 
 
 class Kept(Generic[T]):

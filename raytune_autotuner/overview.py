@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
@@ -54,12 +53,12 @@ class Overview:
         ran = sessions.load(folder)
         alive = held is not None and held.is_alive
         closed = bool(ran) and ran[-1].ended_at is not None and not alive
-        text = folder.root.read("results.json") if closed else None
-        said: dict[str, Any] = json.loads(text) if text else document(load_results(folder, read_task(folder)), {})
+        written = read_results(folder) if closed else {}
+        said = written or document(load_results(folder, read_task(folder)), {})
         best = said["best_result"] or {}
         return cls(
             name=folder.name,
-            state="running" if alive else "done" if text and _complete(said) else "interrupted",
+            state="running" if alive else "done" if written and _complete(said) else "interrupted",
             held=held,
             ended=said["total_experiments"],
             begun=len(folder.trial_names()) if alive else said["total_experiments"],
@@ -131,9 +130,7 @@ def read_task(folder: ExperimentFolder) -> Task:
 
 def read_results(folder: ExperimentFolder) -> dict[str, Any]:
     """What stands in the experiment's results file; empty when there is none."""
-    text = folder.root.read("results.json")
-    said: dict[str, Any] = json.loads(text) if text else {}
-    return said
+    return folder.document("results.json")
 
 
 def planned(folder: ExperimentFolder) -> int:
@@ -147,8 +144,8 @@ def planned(folder: ExperimentFolder) -> int:
 
 def importances(folder: ExperimentFolder) -> Importances | None:
     """What the results of an experiment that has ended say of its parameters."""
-    text = folder.root.read("results.json")
-    return read_importances(json.loads(text)) if text else None
+    said = read_results(folder)
+    return read_importances(said) if said else None
 
 
 def is_over(folder: ExperimentFolder) -> bool:

@@ -291,6 +291,25 @@ def command(folder: ExperimentFolder, *arguments: str, env: dict[str, str] | Non
     return run.exit_code, run.output
 
 
+@pytest.mark.parametrize(
+    ("file", "commands"),
+    [
+        ("results.json", ("status",)),
+        ("trials/{trial}/record.json", ("status", "report", "export")),
+    ],
+)
+def test_a_damaged_file_is_told_with_its_place(file: str, commands: tuple[str, ...], tmp_path: Path) -> None:
+    """By whatever needs it; nothing is written to the folder."""
+    folder = build(tmp_path, SMALL)
+    path = file.format(trial=folder.trial_names()[0])
+    folder.root.write(path, '{"half": ')
+    for command in commands:
+        run = CliRunner().invoke(main, [command, folder.name, "--storage", folder.storage.uri])
+        assert run.exit_code == ENVIRONMENT, command
+        assert f"{folder.root.location(path)} is damaged" in run.output
+    assert folder.root.read(path) == '{"half": '
+
+
 def test_the_ending_of_the_file_says_what_is_written(folder: ExperimentFolder, tmp_path: Path) -> None:
     """An ending that is none of ours is refused before anything is read, with those there are."""
     assert command(folder, "-o", str(tmp_path / "new" / "report.md")) == (0, f"{tmp_path}/new/report.md\n")

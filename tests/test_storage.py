@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pydantic import ValidationError
 
 from raytune_autotuner import filesystems, scratch
 from raytune_autotuner import storage as storage_module
-from raytune_autotuner.errors import EnvironmentFault, SpecError, StorageFault
+from raytune_autotuner.errors import Damaged, EnvironmentFault, SpecError, StorageFault
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.objectives import Context, score
 from raytune_autotuner.records import RungRecord, TrialId, TrialRecord, TrialState, from_json, to_json
@@ -120,7 +119,7 @@ def test_a_damaged_record_is_an_error_and_not_an_empty_result(tmp_path: Path) ->
     """What is on disk and cannot be read must not pass for missing."""
     folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
     folder.root.write("trials/t/record.json", "{")
-    with pytest.raises(ValidationError):
+    with pytest.raises(Damaged, match=r"/exp/trials/t/record\.json is damaged"):
         folder.records()
 
 

@@ -274,13 +274,13 @@ def _json_file(path: Path, at: tuple[str, ...]) -> Iterator[Fault]:
 
 
 def _model_here(task: Task) -> Iterator[Fault]:
-    path = task.model.path
+    path = task.model.path if task.backend == "local" else None
     if path is not None and not path.startswith(PACKAGE) and (why := _unreadable(path)):
         yield ("model", "path"), f"{why}; name the file or folder that the engine loads, or package:NAME"
 
 
 def _tokenizer_here(task: Task) -> Iterator[Fault]:
-    named = task.benchmark.model_tokenizer
+    named = task.benchmark.model_tokenizer if task.backend == "local" else None
     if named is not None and named.startswith(ON_DISK) and (why := _unreadable(named)):
         yield ("benchmark", "model_tokenizer"), f"{why}; name a folder or a hub id"
 
@@ -317,4 +317,4 @@ HERE_RULES: Mapping[TaskRule, tuple[str, ...]] = {
     _model_here: ("model.path",),
     _tokenizer_here: ("benchmark.model_tokenizer",),
 }
-"""The rules about what a task names on the machine that runs it: not of one that is handed to a cluster."""
+"""The rules about what a local task names on the machine that runs it; a cluster has disks of its own."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from threading import Lock
 from typing import Literal
 
 from raytune_autotuner import lock, overview, sessions
-from raytune_autotuner.errors import SpecError, StorageFault
+from raytune_autotuner.errors import Damaged, SpecError, StorageFault
 from raytune_autotuner.folder import ExperimentFolder, Kept
 from raytune_autotuner.records import Score, TrialRecord, TrialState
 from raytune_autotuner.results import Results, results_of
@@ -128,7 +127,7 @@ class Reader:
         """
         try:
             return self._look()
-        except (SpecError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (SpecError, Damaged, ValueError, KeyError, TypeError, AttributeError) as error:
             raise Unreadable(f"{self.folder.name} cannot be read: {error}") from error
 
     def _look(self) -> Snapshot:
@@ -191,7 +190,7 @@ class Reader:
     def _waiting(self) -> dict[str, str]:
         try:
             return self.folder.waiting()
-        except (json.JSONDecodeError, StorageFault):
+        except StorageFault:
             return {}
 
     def _planned(self, task: Task) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,7 @@ from raytune_autotuner.search.model.adaptive import Adaptive
 from raytune_autotuner.search.model.beliefs import Beliefs, Trying, logarithm
 from raytune_autotuner.search.model.causes import Causes
 from raytune_autotuner.search.model.encoding import FAR_OFF, Encoding, neighbours
-from raytune_autotuner.search.model.process import CONSTANT, SAMPLES, Kernel, Process, average, log_improvement
-from raytune_autotuner.search.model.sampling import chain
+from raytune_autotuner.search.model.process import Kernel, Process, log_improvement
 from raytune_autotuner.search.source import Expects, Lessons
 from raytune_autotuner.search.spread import spread
 from raytune_autotuner.task.spec import parse_task
@@ -60,34 +58,15 @@ def report(loss: float, rungs_done: int = 2, **more: Any) -> dict[str, Any]:
     }
 
 
-def test_the_kernel_sums_effects_pairs_and_the_whole() -> None:
-    """Of two configurations, one with a parameter left out; written out column by column."""
+def test_the_slope_of_the_kernel_is_its_derivative() -> None:
+    """Hyperparameters are found by it."""
+    rng = np.random.default_rng(0)
     kernel = Kernel(np.array([True, False, True]))
-    theta = kernel.start + np.arange(len(kernel.start)) / 10
-    a, b = np.array([[0.25, 1.0, 0.5]]), np.array([[0.75, 2.0, -1.0]])
-    lengths = np.exp(theta[3:6])
-    one = np.exp([-(0.5**2) / lengths[0] ** 2 / 2, -2.0, -1.0 / lengths[2] ** 2 / 2])
-    each = np.exp(theta[:3]) * one
-    pairs = each[0] * each[1] + each[0] * each[2] + each[1] * each[2]
-    expected = each.sum() + np.exp(theta[6]) * pairs + np.exp(theta[7]) * one.prod() + CONSTANT
-    assert kernel(theta, kernel.apart(a, b)) == pytest.approx(expected)
-    assert kernel(theta, kernel.apart(a, a)) == pytest.approx(kernel.own(theta))
-
-
-def test_a_chain_has_the_mean_and_the_spread_of_what_is_likely() -> None:
-    """A reading of 1 ± 0.5 where 0 ± 1 was expected of one of two: 0.8 ± 0.447; the other one stays what it was."""
-    mean, spread = np.zeros(2), np.array([1.0, 3.0])
-    samples = chain(mean, mean, spread, lambda at: -2 * float(at[0] - 1) ** 2, np.random.default_rng(0))
-    found = np.array(list(islice(samples, 10_000)))
-    assert found.mean(axis=0) == pytest.approx([0.8, 0.0], abs=0.15)
-    assert found.std(axis=0) == pytest.approx([0.447, 3.0], abs=0.15)
-
-
-def test_a_chain_stays_where_it_is_when_all_else_is_impossible() -> None:
-    """Instead of looking for ever."""
-    begin = np.ones(2)
-    samples = chain(begin, begin, begin, lambda at: 0.0 if at is begin else -np.inf, np.random.default_rng(0))
-    assert list(islice(samples, 3)) == [pytest.approx(begin)] * 3
+    x = np.column_stack([rng.integers(0, 4, 20) / 3, rng.integers(0, 2, 20), rng.integers(-1, 5, 20) / 4.0])
+    apart, theta, weight = kernel.apart(x, x), kernel.start, rng.normal(size=(20, 20))
+    steps = np.eye(len(theta)) * 1e-6
+    numeric = [((kernel(theta + e, apart) - kernel(theta - e, apart)) * weight).sum() / 2e-6 for e in steps]
+    assert kernel.slope(theta, apart, weight) == pytest.approx(numeric, abs=1e-4)
 
 
 def test_a_process_learns_effects_that_multiply() -> None:
@@ -99,9 +78,8 @@ def test_a_process_learns_effects_that_multiply() -> None:
     process.fit(rows[chosen], y[chosen], np.ones(14), learn=True)
     rest = np.setdiff1d(np.arange(len(x)), chosen)
     mean, deviation = process.predict(rows)
-    assert mean.shape == deviation.shape == (SAMPLES, len(rows))
-    assert np.abs(process.expects(rows) - y)[rest].max() < 0.05
-    assert (deviation[:, rest].mean(axis=1) > deviation[:, chosen].mean(axis=1)).all()
+    assert np.abs(mean - y)[rest].max() < 0.05
+    assert deviation[rest].mean() > deviation[chosen].mean()
 
 
 def expecting(x: Any, loss: Any) -> Any:
@@ -116,9 +94,9 @@ def test_a_process_begins_with_what_is_expected_and_believes_what_is_measured(ri
     truth = x[:, 0] if right else -x[:, 0]
     process, rows = Process(Kernel(np.array([True])), 0.8, 0.4, expected=-2), expecting(x, x[:, 0])
     process.fit(rows[:3], truth[:3], np.ones(3), learn=True)
-    before = process.expects(rows[-1:])[0] - truth[0]
+    before = process.predict(rows[-1:])[0][0] - truth[0]
     process.fit(rows[::4], truth[::4], np.ones(6), learn=True)
-    after = process.expects(rows)
+    after = process.predict(rows)[0]
     assert np.abs(after - truth).max() < 0.1
     if right:
         assert before > 0.5
@@ -131,12 +109,6 @@ def test_the_expected_improvement_is_right_near_and_far() -> None:
     assert np.all(np.diff(logs) < 0)
     assert logs[1] - logs[2] < 2.5
     assert np.isfinite(logs).all()
-
-
-def test_what_samples_say_is_averaged_before_the_logarithm() -> None:
-    """Also where all of them are next to nothing."""
-    assert average(np.log([[0.2, 0.5], [0.4, 0.5]])) == pytest.approx(np.log([0.3, 0.5]))
-    assert average(np.array([[-2000.0], [-2000.0]])) == pytest.approx([-2000.0])
 
 
 def test_a_pair_that_always_fails_is_the_cause_and_neither_part_alone() -> None:
@@ -540,8 +512,8 @@ def test_the_neighbours_of_the_best_are_tried_when_nothing_seems_left_to_gain() 
     for n, other in enumerate(everywhere):
         if other == worst or (n % 3 and config_hash(other) not in near):
             chosen.hear(other, report(1.05 * min(map(speed, everywhere)) if other == worst else speed(other)))
-    asked = [chosen.propose(f"k{n}") for n in range(len(near) + 1)]  # of 30: one may promise more than nothing
-    assert near < {config_hash(c) for c in asked if c}
+    asked = [chosen.propose(f"k{n}") for n in range(len(near))]
+    assert {config_hash(c) for c in asked if c} == near
 
 
 GUESS = {"tp_size": 1, "chunked_prefill_size": 4096, "attention_backend": "fa3", "enable_mixed_chunk": True}

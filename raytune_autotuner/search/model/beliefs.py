@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import log_ndtr
 
 from raytune_autotuner.search.model.causes import Causes
-from raytune_autotuner.search.model.process import EXPECTED, Array, Kernel, Process, average, log_improvement
+from raytune_autotuner.search.model.process import EXPECTED, Array, Kernel, Process, log_improvement
 
 WHOLE = 0
 """Rungs left after the last one."""
@@ -162,11 +162,11 @@ class Beliefs:
         readings, rows = _Readings.of(tried), np.array([each.row for each in (one, *finals)])
         self._loss.fit(*readings.losses, learn=False)
         mean, deviation = self._loss.predict(_at_the_end(rows))
-        marks = [m for m, each in zip(mean[:, 1:].mean(axis=0), finals, strict=True) if each.slo[WHOLE] <= 1]
+        marks = [m for m, each in zip(mean[1:], finals, strict=True) if each.slo[WHOLE] <= 1]
         marks += [] if bar is None else [logarithm(bar)]
         if not marks:
             return True
-        promised = average(log_improvement(min(marks) - XI, mean[:, :1], deviation[:, :1]))
+        promised = log_improvement(min(marks) - XI, mean[:1], deviation[:1])
         return float((promised + self._log_keeps_slo(rows[:1], readings, learn=False))[0]) > math.log(gain)
 
     def _log_gain(self, rows: Array, tried: Sequence[Trying], bar: float | None, learn: bool) -> tuple[Array, Array]:
@@ -178,18 +178,18 @@ class Beliefs:
         best = self._best(tried, bar)
         if pending := [each.row for each in tried if each.pending]:
             self._believe(readings, _at_the_end(np.array(pending)))
-        return average(log_improvement(best - XI, *self._loss.predict(_at_the_end(rows)))), okay
+        return log_improvement(best - XI, *self._loss.predict(_at_the_end(rows))), okay
 
     def _best(self, tried: Sequence[Trying], bar: float | None) -> float:
         heard = [each for each in tried if each.losses]
-        mean = self._loss.expects(_at_the_end(np.array([each.row for each in heard])))
+        mean, _ = self._loss.predict(_at_the_end(np.array([each.row for each in heard])))
         keeping = [m for m, each in zip(mean, heard, strict=True) if each.may_be_best and each.rank[0] == 0]
         keeping += [] if bar is None else [logarithm(bar)]
         return float(min(keeping, default=max(mean)))
 
     def _believe(self, readings: _Readings, rows: Array) -> None:
         """Take what runs for measured as expected, so that others are proposed beside it."""
-        mean = self._loss.expects(rows)
+        mean, _ = self._loss.predict(rows)
         x, y, noise = readings.losses
         self._loss.fit(np.vstack([x, rows]), np.append(y, mean), np.append(noise, np.ones(len(mean))), learn=False)
 
@@ -199,7 +199,7 @@ class Beliefs:
             return np.zeros(len(rows))
         self._slo.fit(readings.x, readings.slo, np.ones(len(readings.slo)), learn=learn)
         mean, deviation = self._slo.predict(_at_the_end(rows))
-        return average(log_ndtr((SLO_TOLERANCE - mean) / deviation))
+        return np.asarray(log_ndtr((SLO_TOLERANCE - mean) / deviation))
 
     def log_works(self, rows: Array, tried: Sequence[Trying]) -> Array:
         """Each reason to fail has causes of its own, so it is looked at without those that failed for another one."""

@@ -10,14 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_solve, cholesky
-from scipy.special import logsumexp, ndtr
-
-from raytune_autotuner.search.model.sampling import chain
+from scipy.optimize import minimize
+from scipy.special import ndtr
 
 Array = NDArray[np.float64]
 
@@ -25,13 +23,12 @@ VARIANCE, LENGTH, WHOLE, NOISE = -1.0, math.log(0.7), -4.0, math.log(0.02)
 """Logarithms that the search for hyperparameters begins at, and its prior is centred on."""
 SPREAD_VARIANCE, SPREAD_LENGTH, SPREAD_PAIRS, SPREAD_OTHER = 1.5, 0.5, 1.5, 1.0
 BOUND = 4.0
-OTHER_CATEGORY = 1 - math.exp(-2)
-"""How much less two categories have in common than one with itself."""
+CATEGORY_DECAY = 2.0
+"""How much less two categories have in common than one with itself: a factor of exp(-2)."""
 CONSTANT = 0.5
 """Variance of the mean."""
 JITTER = 1e-6
-SAMPLES, THIN, BURN = 8, 2, 20
-"""Sets of hyperparameters that are believed: every so manieth of a chain, but for its first ones."""
+STEPS = 25
 EXPECTED = 2
 """So many columns at the end of a row hold what is expected."""
 TAIL = -5.0
@@ -61,35 +58,47 @@ class Kernel:
         return np.array([*[SPREAD_VARIANCE] * n, *[SPREAD_LENGTH] * n, SPREAD_PAIRS, SPREAD_OTHER, SPREAD_OTHER])
 
     def apart(self, a: Array, b: Array) -> Array:
-        """By column: the square of the difference in rank, or 1 for another category. Shape (columns, a, b)."""
-        a, b = a.T[:, :, None], b.T[:, None, :]
-        either_left_out = (a < 0) != (b < 0)
-        return np.where(self.ordered[:, None, None] & ~either_left_out, (a - b) ** 2, (a != b).astype(float))
+        """By column: the square of the difference in rank, or 1 for another category."""
+        difference = a[:, None, :] - b[None, :, :]
+        either_left_out = (a[:, None, :] < 0) != (b[None, :, :] < 0)
+        return np.where(self.ordered & ~either_left_out, difference**2, (difference != 0).astype(float))
 
     def __call__(self, theta: Array, apart: Array) -> Array:
-        """Column by column in place, since it takes most of a proposal's time."""
-        n, shape = len(self.ordered), apart.shape[1:]
-        first, squares, whole = np.zeros(shape), np.zeros(shape), np.ones(shape)
-        for column, ordered, variance, length in zip(apart, self.ordered, theta[:n], theta[n : 2 * n], strict=True):
-            one = np.exp(column * (-math.exp(-2 * length) / 2)) if ordered else 1 - column * OTHER_CATEGORY
-            whole *= one
-            one *= math.exp(variance)
-            first += one
-            one *= one
-            squares += one
-        second = (first**2 - squares) / 2  # the sum over pairs of columns
-        return np.asarray(first + math.exp(theta[2 * n]) * second + math.exp(theta[2 * n + 1]) * whole + CONSTANT)
+        each, one, pairs, whole = self._pieces(theta, apart)
+        return np.asarray(_first(each) + pairs * _second(each) + whole * np.prod(one, axis=2) + CONSTANT)
 
     def own(self, theta: Array) -> float:
         """Of a configuration with itself."""
-        return float(self(theta, np.zeros((len(self.ordered), 1, 1)))[0, 0])
+        return float(self(theta, np.zeros((1, 1, len(self.ordered))))[0, 0])
+
+    def slope(self, theta: Array, apart: Array, weight: Array) -> Array:
+        """Of the sum over ``weight`` × kernel, by theta; 0 for the noise, which is not in it."""
+        each, one, pairs, share = self._pieces(theta, apart)
+        by_variance = each * (1 + pairs * (_first(each)[..., None] - each))
+        whole = share * np.prod(one, axis=2)
+        falling = np.where(self.ordered, np.exp(-2 * theta[len(self.ordered) : 2 * len(self.ordered)]), 0.0)
+        by_length = (by_variance + whole[..., None]) * apart * falling
+        columns = [np.einsum("ij,ijk->k", weight, part) for part in (by_variance, by_length)]
+        return np.concatenate([*columns, [pairs * (weight * _second(each)).sum(), (weight * whole).sum(), 0.0]])
+
+    def _pieces(self, theta: Array, apart: Array) -> tuple[Array, Array, float, float]:
+        n = len(self.ordered)
+        decay = np.where(self.ordered, np.exp(-2 * theta[n : 2 * n]) / 2, CATEGORY_DECAY)
+        one = np.exp(-apart * decay)
+        return np.exp(theta[:n]) * one, one, math.exp(theta[2 * n]), math.exp(theta[2 * n + 1])
+
+
+def _first(each: Array) -> Array:
+    return np.asarray(each.sum(axis=2))
+
+
+def _second(each: Array) -> Array:
+    """The sum over pairs of columns."""
+    return np.asarray((_first(each) ** 2 - (each**2).sum(axis=2)) / 2)
 
 
 class Process:
     """Fitted to rows and values; hyperparameters are kept from one fit to the next.
-
-    Few readings leave many hyperparameters likely, so it is not one set of them that is believed but ``SAMPLES``. See
-    Snoek, Larochelle, Adams, "Practical Bayesian Optimization of Machine Learning Algorithms", 2012.
 
     The last ``EXPECTED`` columns of the rows are none of the kernel's. One of them, ``expected``, holds what is
     expected before anything was measured: values are taken to rise with it by ``slope``, give or take ``doubt``.
@@ -97,8 +106,8 @@ class Process:
 
     def __init__(self, kernel: Kernel, slope: float, doubt: float, expected: int) -> None:
         self._kernel, self._slope, self._doubt, self._expected = kernel, slope, doubt, expected
-        self._thetas: list[Array] = []
-        self._rng = np.random.default_rng(0)
+        self._theta = kernel.start
+        self.learnt = False
 
     def fit(self, x: Array, y: Array, noise: Array, *, learn: bool) -> None:
         """``noise`` are factors on the variance of the noise, by row; ``learn`` looks for better hyperparameters."""
@@ -107,56 +116,48 @@ class Process:
         self._mean, self._scale = float(y.mean()), float(y.std()) or 1.0
         self._tilt = self._tilted(x)
         z, apart = (y - self._mean) / self._scale, self._kernel.apart(self._x, self._x)
-        if learn or not self._thetas:
+        if learn or not self.learnt:
             self._learn(apart, z, noise)
-        self._roots = [cholesky(self._covariance(theta, apart, noise), lower=True) for theta in self._thetas]
-        self._alphas = [cho_solve((root, True), z) for root in self._roots]
+        self._root = cholesky(self._covariance(self._theta, apart, noise), lower=True)
+        self._alpha = cho_solve((self._root, True), z)
 
     def predict(self, x: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation at these rows, without noise; both of shape (samples, rows)."""
-        tilt, apart = self._tilted(x), self._kernel.apart(x[:, :-EXPECTED], self._x)
-        begin = self._mean + self._slope * (x[:, self._expected] - self._middle)
-        means, deviations = [], []
-        for theta, root, alpha in zip(self._thetas, self._roots, self._alphas, strict=True):
-            across = self._kernel(theta, apart) + np.outer(tilt, self._tilt)
-            known = np.einsum("ij,ji->i", across, cho_solve((root, True), across.T))
-            means.append(begin + self._scale * (across @ alpha))
-            deviations.append(self._scale * np.sqrt(np.maximum(self._kernel.own(theta) + tilt**2 - known, 1e-9)))
-        return np.array(means), np.array(deviations)
-
-    def expects(self, x: Array) -> Array:
-        """The mean at these rows."""
-        return np.asarray(self.predict(x)[0].mean(axis=0))
+        """Mean and standard deviation at these rows, without noise."""
+        tilt = self._tilted(x)
+        across = self._kernel(self._theta, self._kernel.apart(x[:, :-EXPECTED], self._x)) + np.outer(tilt, self._tilt)
+        known = np.einsum("ij,ji->i", across, cho_solve((self._root, True), across.T))
+        deviation = np.sqrt(np.maximum(self._kernel.own(self._theta) + tilt**2 - known, 1e-9))
+        mean = self._mean + self._slope * (x[:, self._expected] - self._middle)
+        return mean + self._scale * (across @ self._alpha), self._scale * deviation
 
     def _tilted(self, x: Array) -> Array:
         """What one deviation of the slope would change of each row."""
         return np.asarray(self._doubt * (x[:, self._expected] - self._middle) / self._scale)
 
     def _learn(self, apart: Array, z: Array, noise: Array) -> None:
-        """Hyperparameters that are likely, given the data and the prior; the chain goes on where it was."""
-        start, spread = self._kernel.start, self._kernel.spread
+        """The most likely hyperparameters, given the data and the prior."""
+        start, spread, identity = self._kernel.start, self._kernel.spread, np.eye(len(z))
 
-        def likelihood(theta: Array) -> float:
-            if np.abs(theta - start).max() > BOUND:
-                return -math.inf
+        def cost(theta: Array) -> tuple[float, Array]:
             try:
                 root = cholesky(self._covariance(theta, apart, noise), lower=True)
             except np.linalg.LinAlgError:
-                return -math.inf
-            return float(-z @ cho_solve((root, True), z) / 2 - np.log(np.diag(root)).sum())
+                return 1e9, np.zeros_like(theta)
+            alpha = cho_solve((root, True), z)
+            weight = (cho_solve((root, True), identity) - np.outer(alpha, alpha)) / 2
+            slope = self._kernel.slope(theta, apart, weight)
+            slope[-1] = (np.diag(weight) * noise).sum() * math.exp(theta[-1])
+            off = (theta - start) / spread
+            value = z @ alpha / 2 + np.log(np.diag(root)).sum() + (off**2).sum() / 2
+            return float(value), slope + off / spread
 
-        begin, skipped = (self._thetas[-1], 0) if self._thetas else (start, BURN)
-        samples = chain(begin, start, spread, likelihood, self._rng)
-        self._thetas = list(islice(samples, skipped + THIN - 1, skipped + SAMPLES * THIN, THIN))
+        bounds = list(zip(start - BOUND, start + BOUND, strict=True))
+        found = minimize(cost, self._theta, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": STEPS})
+        self._theta, self.learnt = found.x, True
 
     def _covariance(self, theta: Array, apart: Array, noise: Array) -> Array:
         line = np.outer(self._tilt, self._tilt)
         return np.asarray(self._kernel(theta, apart) + line + np.diag(np.exp(theta[-1]) * noise + JITTER))
-
-
-def average(logs: Array) -> Array:
-    """The logarithm of the mean over samples; shape (samples, n)."""
-    return np.asarray(logsumexp(logs, axis=0) - math.log(len(logs)))
 
 
 def log_improvement(best: float, mean: Array, deviation: Array) -> Array:

@@ -22,13 +22,13 @@ from raytune_autotuner import display, overview, report
 from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.planning.init_task import write_task
 from raytune_autotuner.plots.style import described
-from raytune_autotuner.records import Failure, Reused, SearchEnd, TrialId, config_hash
+from raytune_autotuner.records import Failure, Reused, Score, SearchEnd, TrialId, config_hash
 from raytune_autotuner.results import Results, load_results, results_of
 from raytune_autotuner.results_file import to_text
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task import taskfile
 from raytune_autotuner.task.spec import parse_task
-from raytune_autotuner.web import reader
+from raytune_autotuner.web import cards, reader
 from raytune_autotuner.web.app import create_app
 from raytune_autotuner.web.cluster import Choice, standing
 from raytune_autotuner.web.new_task import STARTS
@@ -86,6 +86,13 @@ def test_a_file_of_another_shape_spoils_no_list(file: str, tmp_path: Path) -> No
 def test_an_empty_storage_says_what_to_do(tmp_path: Path) -> None:
     """The list is a beginning."""
     assert not texts(client(tmp_path).get("/experiments").text, "No experiment yet", 'href="/new"')
+
+
+def test_the_baseline_has_no_gain_over_itself() -> None:
+    """While it is the best, the list claims nothing."""
+    best = Score("maximize_throughput", 100.0, "tokens/s", "max", -100.0, 0.0)
+    assert cards._gain(None, best, 100.0) is None
+    assert cards._gain(None, best, 80.0) == pytest.approx(0.25)
 
 
 def test_the_gain_beside_a_verdict_is_the_verdicts(folder: Path) -> None:

@@ -318,11 +318,11 @@ def _load_s(benchmark: Benchmark, load: Load, requests: int) -> float:
 
 
 def _notes(task: Task, points: int, grid_points: int | None) -> Iterator[str]:
+    """What the task leaves open and how it was read."""
     if task.ome.benchmark == "benchmark_job":
         from raytune_autotuner.benchmarks import ome_job  # the client of Kubernetes is slow to import
 
         yield from ome_job.notes(task.benchmark)
-    """What the task leaves open and how it was read."""
     benchmark, iterations = task.benchmark, task.optimization.max_iterations
     if not benchmark.traffic_scenarios:
         yield f"no traffic scenario is given: {', '.join(benchmark.scenarios)} is used"

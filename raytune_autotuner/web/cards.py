@@ -166,4 +166,6 @@ def workload(task: Task) -> str:
 def _gain(verdict: Verdict | None, best: Score | None, baseline: float | None) -> float | None:
     if verdict is not None:
         return verdict.gain if verdict.compared else None
-    return gain(best, replace(best, value=baseline)) if best and baseline is not None else None
+    if best is None or baseline is None or best.value == baseline:  # it is the baseline itself
+        return None
+    return gain(best, replace(best, value=baseline))

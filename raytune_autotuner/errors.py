@@ -84,8 +84,9 @@ class StorageFault(EnvironmentFault):
 class Damaged(StorageFault):
     """A file of the experiment folder is not what this version wrote there."""
 
-    def __init__(self, place: str, error: Exception) -> None:
-        super().__init__(
+    @classmethod
+    def at(cls, place: str, error: Exception) -> Damaged:
+        return cls(
             f"{place} is damaged, or of another version: {' '.join(str(error).split())[:200]}. Put it back as it was; "
             "results.json may also be removed, since it is made anew, and so may a trial, whose results are lost then"
         )

@@ -289,7 +289,7 @@ class ExperimentFolder:
         try:
             return TypeAdapter(dict[str, Any]).validate_json(text) if text else {}
         except ValidationError as error:
-            raise Damaged(self.root.location(path), error) from error
+            raise Damaged.at(self.root.location(path), error) from error
 
     def _save(self, trial: TrialId, path: str, value: object) -> None:
         self.check_session()
@@ -300,7 +300,7 @@ class ExperimentFolder:
         try:
             return None if text is None else from_json(kind, text)
         except ValidationError as error:
-            raise Damaged(self.root.location(path), error) from error
+            raise Damaged.at(self.root.location(path), error) from error
 
 
 class Kept(Generic[T]):

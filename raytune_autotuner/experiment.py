@@ -169,8 +169,10 @@ def _run_trials(setup: Setup, options: Options, past: Past, course: Course | Non
 
 def _conclude(setup: Setup, options: Options, session: sessions.Session, desk: Desk) -> Results:
     """The results first: whoever told us to end may not wait for a tracker that does not answer."""
-    _close_open_trials(setup)
-    sessions.end(setup.folder, session)
+    try:
+        _close_open_trials(setup)
+    finally:  # or its time would go on
+        sessions.end(setup.folder, session)
     results = write_results(setup, options)
     complete(desk, setup.folder)
     return results

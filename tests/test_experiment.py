@@ -294,6 +294,39 @@ class Watched(Local):
 
 
 @dataclass(frozen=True)
+class Interrupted(Local):
+    """Its user is impatient while it is emptied."""
+
+    journal: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def held(
+        self, folder: ExperimentFolder, open: Collection[TrialId], ended: Callable[[str], None]
+    ) -> Iterator[Interrupted]:
+        try:
+            yield self
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            self.journal.append("emptied")
+
+
+def test_a_signal_does_not_break_off_the_emptying_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run that ended by a fault has left there is removed; that fault is told, not the interrupt."""
+    setup = replace(fake_setup(tmp_path), site=(site := Interrupted()))
+
+    def broken(*args: Any, **more: Any) -> None:
+        raise EnvironmentFault("no Ray")
+
+    monkeypatch.setattr(experiment, "connected", broken)
+    with pytest.raises(EnvironmentFault, match="no Ray"):
+        experiment.run(setup, Options(tmp_path / "r.json"))
+    monkeypatch.setattr(experiment, "run_trial", broken)
+    with pytest.raises(EnvironmentFault, match="no Ray"):
+        experiment.run_one(setup, trial_id({}), {})
+    assert site.journal == ["emptied"] * 2
+
+
+@dataclass(frozen=True)
 class Single(FakeSetup):
     """Notes at which site a trial is made."""
 

@@ -303,8 +303,10 @@ class Trial:
         try:
             self._stop_engine()
         finally:
-            self._benchmark.close()
-            self._bring(last=True)
+            try:
+                self._benchmark.close()
+            finally:
+                self._bring(last=True)
 
     def _stop_engine(self) -> None:
         self._endpoint = None

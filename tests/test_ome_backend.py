@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import pickle
 import shutil
@@ -20,15 +21,18 @@ from raytune_autotuner.backends import Backend, Deployment, ome, ome_access
 from raytune_autotuner.backends.ome import MANIFEST, OmeBackend
 from raytune_autotuner.backends.ome_access import Direct, Kubectl, Relay
 from raytune_autotuner.backends.ome_manifest import OmeSettings, Reference, Section, service_name, shipped_template
+from raytune_autotuner.backends.ome_view import SERVICE_LABEL, Observer
 from raytune_autotuner.deadline import Deadline
+from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.errors import EnvironmentFault, TransientError, TrialInfeasible
-from raytune_autotuner.kube import INFERENCE_SERVICE, POD, SERVICE, Cluster
+from raytune_autotuner.kube import INFERENCE_SERVICE, POD, SERVICE, Cluster, Unreachable
 from raytune_autotuner.kube import watch as kube_watch
-from raytune_autotuner.records import Endpoint
+from raytune_autotuner.records import Endpoint, TrialId
 from tests.backend_contract import PATIENCE_S, BackendContract, Phases, start
 from tests.emulator.api import Admission, Fault
 from tests.emulator.cluster import Emulator, Node
-from tests.ome_cluster import NAMESPACE, crds, deployment, objects, settings
+from tests.fakes.cluster import FakeCluster
+from tests.ome_cluster import NAMESPACE, SERVED, crds, deployment, objects, settings
 from tests.waiting import until
 
 TIME_SCALE = 60.0
@@ -659,8 +663,72 @@ def test_settings_are_values() -> None:
     assert isinstance(settings(), OmeSettings)
 
 
+class Away(FakeCluster):
+    """A server that is away while logs are asked for; notes with how much patience."""
+
+    patience_s = 60.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[float] = []
+
+    def with_patience(self, seconds: float) -> Away:
+        other = copy.copy(self)
+        other.patience_s = seconds
+        return other
+
+    def logs(self, *args: Any, **more: Any) -> str:
+        self.asked.append(self.patience_s)
+        raise Unreachable("connection refused")
+
+
+def running(cluster: FakeCluster, folder: Path) -> OmeBackend:
+    """A backend whose service is there, with two pods."""
+    backend = OmeBackend(cast(Cluster, cluster), settings())
+    trial = TrialId("search", "0123456789ab")
+    backend._deployment = Deployment("test", trial, load_engine("sglang"), {}, ("python3",), SERVED, 1, folder)
+    backend._ours, name = True, service_name(backend._deployment)
+    cluster.create(INFERENCE_SERVICE, {"metadata": {"name": name, "namespace": NAMESPACE}})
+    backend._observer = Observer(cast(Cluster, cluster), NAMESPACE, name)
+    service = cluster.get(INFERENCE_SERVICE, name, NAMESPACE)
+    assert service is not None
+    for pod in ("one", "two"):
+        owners = [{"kind": "InferenceService", "name": name, "uid": service["metadata"]["uid"]}]
+        meta = {"name": pod, "namespace": NAMESPACE, "labels": {SERVICE_LABEL: name}, "ownerReferences": owners}
+        cluster.create(POD, {"metadata": meta, "spec": {"containers": [{"name": "ome-container"}]}})
+    backend._observer.take_in(Deadline.after(0))
+    return backend
+
+
+def test_a_service_is_removed_though_the_way_to_it_cannot_be_closed(tmp_path: Path) -> None:
+    """A kubectl that will not die is told, and holds no GPUs."""
+    cluster = Away()
+    backend = running(cluster, tmp_path)
+    backend._way = DroppedWay()
+    with pytest.raises(TransientError, match="kubectl will not die"):
+        backend.stop(Deadline.after(PATIENCE_S))
+    assert cluster.objects(INFERENCE_SERVICE) + cluster.objects(POD) == []
+
+
+@pytest.mark.parametrize("folder", ["", "is not there"])
+def test_logs_hold_up_no_removal(tmp_path: Path, folder: str) -> None:
+    """One short question finds out that the server is away; where they cannot be written, they are not kept."""
+    cluster = Away()
+    if folder:
+        cluster.logs = lambda *args, **more: "loading"  # type: ignore[method-assign]
+    backend = running(cluster, tmp_path / folder)
+    backend.stop(Deadline.after(PATIENCE_S))
+    assert cluster.objects(INFERENCE_SERVICE) + cluster.objects(POD) == []
+    assert cluster.asked == ([] if folder else [ome.ASIDE_S])
+
+
 class DroppedWay:
     """A way to a service that has dropped."""
+
+    url = ""
+
+    def close(self) -> None:
+        raise TransientError("kubectl will not die")
 
     def check(self) -> None:
         raise TransientError("the port-forward dropped")

@@ -13,7 +13,7 @@ from raytune_autotuner.clock import Clock
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.engines.engine import load_engine
 from raytune_autotuner.engines.engine_metrics import EngineMetrics
-from raytune_autotuner.errors import StorageFault, Superseded
+from raytune_autotuner.errors import StorageFault, Superseded, TransientError
 from raytune_autotuner.folder import ExperimentFolder, session_file
 from raytune_autotuner.history import is_over
 from raytune_autotuner.ledger import was_stopped_early
@@ -180,6 +180,22 @@ def test_a_teardown_that_fails_is_told_and_does_not_hide_the_result(tmp_path: Pa
     assert record.failure is not None
     assert "teardown" in record.failure.reason
     assert not benchmark.open
+
+
+def test_raw_output_is_kept_though_the_benchmark_cannot_be_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is brought to the storage for the last time."""
+    trial, _, _ = make_trial(tmp_path)
+    brought: list[bool] = []
+
+    def broken(benchmark: FakeBenchmark) -> None:
+        raise TransientError("its Job cannot be removed")
+
+    monkeypatch.setattr(FakeBenchmark, "close", broken)
+    monkeypatch.setattr(Trial, "_bring", lambda trial, *, last=False, every_s=0.0: brought.append(last))
+    run(trial)
+    assert brought[-1]
 
 
 def test_a_teardown_may_take_as_long_as_a_task_can_ask_for(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator
@@ -32,6 +33,8 @@ from raytune_autotuner.errors import AutotunerError, EnvironmentFault, FailureCl
 from raytune_autotuner.kube import INFERENCE_SERVICE, NODE, Cluster, Manifest, Rejected, Unreachable
 from raytune_autotuner.records import Endpoint, TrialId
 from raytune_autotuner.render import to_yaml
+
+logger = logging.getLogger(__name__)
 
 MANIFEST = "inference-service.yaml"
 LOG_LINES = 2000
@@ -130,14 +133,24 @@ class OmeBackend:
 
     def stop(self, deadline: Deadline) -> bool:
         """See ``Backend.stop``."""
-        if self._way is not None:
-            self._way.close()
-        self._way, self._pods = None, frozenset()
+        way, self._way, self._pods = self._way, None, frozenset()
+        try:
+            if way is not None:
+                way.close()
+        finally:  # a kubectl that will not die must not keep the GPUs
+            left = self._remove(deadline)
+        return left
+
+    def _remove(self, deadline: Deadline) -> bool:
+        """The service, or what an earlier worker left in its place; whether it had left something."""
         if not self._ours:
             if self._deployment is None and self._left_by is not None:
                 return self._remove_leftover(anchor.object_name(*self._left_by), self._left_by[0], deadline)
             return self._leftover
-        self._save_logs()
+        try:
+            self._save_logs()
+        except OSError as error:
+            logger.warning("the engine's logs are not kept: %s", error)
         try:
             limit = deadline.sooner(self._settings.teardown_s)
             patience_s = LOST_S if self._node_lost else math.inf
@@ -249,22 +262,36 @@ class OmeBackend:
             raise TransientError(f"{failure.reason} ({failure.hint})")
         raise TrialInfeasible(failure.kind, failure.reason, tail[-KEPT_CHARACTERS:], failure.hint)
 
-    def _tail(self, pod: str, container: str, restarted: bool = False) -> str:
-        """The end of a container's log, that of the one before it if it was started again; best effort."""
+    def _tail(self, pod: str, container: str) -> str:
+        """The end of a container's log; best effort."""
+        with contextlib.suppress(AutotunerError):
+            return self._log(self._aside, pod, container)
+        return ""
+
+    def _log(self, cluster: Cluster, pod: str, container: str, restarted: bool = False) -> str:
+        """The end of a container's log, that of the one before it if it was started again.
+
+        Raises:
+            Unreachable: the server is away.
+        """
         for previous in (restarted, not restarted) if pod else ():
-            with contextlib.suppress(AutotunerError):
+            with contextlib.suppress(Rejected):
                 namespace = self._settings.namespace
-                text = self._cluster.logs(namespace, pod, container=container, previous=previous, tail_lines=LOG_LINES)
+                text = cluster.logs(namespace, pod, container=container, previous=previous, tail_lines=LOG_LINES)
                 if text:
                     return text
         return ""
 
     def _last_words(self, found: Diagnosis) -> str:
-        """The log of what has just ended, which may take a moment to be there."""
+        """The log of what has just ended, which may take a moment to be there; it decides what the failure is."""
         patience = Deadline.after(LAST_WORDS_S)
-        while not (tail := self._tail(found.pod, found.container, found.restarted)) and not patience.expired:
-            time.sleep(HEALTH_INTERVAL_S)
-        return tail
+        with contextlib.suppress(AutotunerError):
+            while True:
+                tail = self._log(self._cluster, found.pod, found.container, found.restarted)
+                if tail or patience.expired:
+                    return tail
+                time.sleep(HEALTH_INTERVAL_S)
+        return ""
 
     def _main(self, view: View) -> tuple[str, str]:
         """Whose log tells most when nothing has failed: the engine's."""
@@ -378,12 +405,15 @@ class OmeBackend:
         return ""
 
     def _save_logs(self) -> None:
-        """Keep what the engines said; their pods take it along."""
-        for pod in self._observer.view.pods if self._observer is not None else ():
-            name = pod["metadata"]["name"]
-            for container in pod["spec"].get("containers") or ():
-                if text := self._tail(name, container["name"]):
-                    (self._started.folder / f"{name}.{container['name']}.log").write_text(text, encoding="utf-8")
+        """Keep what the engines said; their pods take it along. The GPUs are held meanwhile: no outage is sat out."""
+        pods = self._observer.view.pods if self._observer is not None else ()
+        names = [
+            (pod["metadata"]["name"], each["name"]) for pod in pods for each in pod["spec"].get("containers") or ()
+        ]
+        with contextlib.suppress(AutotunerError):
+            for pod, container in names:
+                if text := self._log(self._aside, pod, container):
+                    (self._started.folder / f"{pod}.{container}.log").write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
-import contextlib
 import os
 import signal
 import subprocess

@@ -109,8 +109,7 @@ class Ome:
                 _remove_orphans(cluster, namespace)
                 recovery.sweep(anchor, Deadline.after(SWEEP_S), open)
                 owner = anchor.owner_reference()
-                with recovery.reaping(anchor, lambda trial: folder.record(trial) is not None):
-                    yield replace(self, settings=replace(self.settings, owner=owner), experiment=folder.name)
+                yield replace(self, settings=replace(self.settings, owner=owner), experiment=folder.name)
             finally:
                 for trial in recovery.sweep(anchor, Deadline.after(SWEEP_S)):
                     ended(trial)

@@ -6,11 +6,9 @@ heartbeat. Everything else is left alone: objects without our labels, and those 
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -40,10 +38,6 @@ SWEPT: tuple[Kind, ...] = (INFERENCE_SERVICE, BENCHMARK_JOB, POD)
 LINGER_S = 60.0
 """How much longer than its grace period a pod may take to end before its object is removed by force."""
 POLL_S = 0.5
-REAP_S = 30.0
-JOIN_S = 90.0
-
-logger = logging.getLogger(__name__)
 
 Manifest = Mapping[str, Any]
 
@@ -130,49 +124,6 @@ def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) 
         _force(cluster, [each for kind, each in left if kind is POD], namespace)
         time.sleep(min(POLL_S, deadline.remaining()))
     return trials - {""}
-
-
-@contextmanager
-def reaping(anchor: Anchor, is_over: Callable[[str], bool]) -> Iterator[None]:
-    """While an experiment runs, remove what its trials have left that are over, by name.
-
-    A trial's worker removes its service itself. Where it could not (the server was away, the worker died in the middle
-    of it), the GPUs would be held until the experiment ends, and the trials that come next would wait for them.
-    """
-    ended = threading.Event()
-    thread = threading.Thread(target=_reap, args=(anchor, is_over, ended), name="reaper", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(JOIN_S)  # a request that hangs is no reason to wait: what it deletes has no use any more
-
-
-def _reap(anchor: Anchor, is_over: Callable[[str], bool], ended: threading.Event) -> None:
-    while not ended.wait(REAP_S):
-        try:
-            anchor.check()
-            reap(anchor, is_over)
-        except Exception as error:  # noqa: BLE001 - the next look may succeed, and the last one is the sweep's
-            logger.warning("what trials of %s have left cannot be removed yet: %s", anchor.experiment, error)
-
-
-def reap(anchor: Anchor, is_over: Callable[[str], bool]) -> list[str]:
-    """Order the end of every object of the experiment whose trial is over; their names.
-
-    What is there is listed before it is asked which trials are over: a trial that begins again has objects of its own.
-
-    Raises:
-        TransientError: the server is away.
-    """
-    found = [(kind, each) for kind, each in _objects(anchor) if "deletionTimestamp" not in each["metadata"]]
-    trials = {each["metadata"]["labels"].get(TRIAL, "") for _, each in found} - {""}
-    over = {trial for trial in trials if is_over(trial)}
-    left = [(kind, each) for kind, each in found if each["metadata"]["labels"].get(TRIAL) in over]
-    for kind, each in left:
-        _delete(anchor.cluster, kind, each)
-    return [each["metadata"]["name"] for _, each in left]
 
 
 def _serves(kind: Kind, each: Manifest, trials: Collection[str]) -> bool:

@@ -12,7 +12,6 @@ from raytune_autotuner.kube import BENCHMARK_JOB, CONFIG_MAP, INFERENCE_SERVICE,
 from raytune_autotuner.records import TrialId
 from raytune_autotuner.recovery import find_orphans, remove, sweep
 from tests.fakes.cluster import FakeCluster, Manifest
-from tests.waiting import until
 
 NS = "autotuner"
 TRIAL = TrialId("search", "0123456789ab")
@@ -54,52 +53,6 @@ def test_what_has_a_living_owner_is_no_orphan(cluster: FakeCluster) -> None:
     begin(cluster, "elsewhere", "other")
     cluster.advance(STALE_S - 1)
     assert find_orphans(cluster, NS) == []
-
-
-def test_what_a_trial_that_is_over_has_left_is_removed_while_the_experiment_runs(cluster: FakeCluster) -> None:
-    """What other trials and other experiments have is left alone, and so is what nobody knows the trial of."""
-    anchor = begin(cluster, "alive")
-    begin(cluster, "other")
-    running = TrialId("search", "aaaaaaaaaaaa")
-    cluster.create(
-        INFERENCE_SERVICE, {"metadata": {"name": "running", "namespace": NS, "labels": labels("alive", running)}}
-    )
-    assert recovery.reap(anchor, lambda trial: trial == TRIAL.name) == [
-        "alive-inferenceservices",
-        "alive-benchmarkjobs",
-        "alive-pods",
-    ]
-    assert cluster.objects(INFERENCE_SERVICE) == ["other-inferenceservices", "running"]
-    assert recovery.reap(anchor, lambda trial: trial == TRIAL.name) == []
-
-
-def test_a_trial_that_begins_again_keeps_what_it_has_made_since(cluster: FakeCluster) -> None:
-    """It was over when it was asked, and what is deleted is what was there before."""
-    anchor = begin(cluster, "alive")
-    name = "alive-inferenceservices"
-
-    def over(trial: str) -> bool:
-        cluster.delete(INFERENCE_SERVICE, name, NS)
-        make(cluster, INFERENCE_SERVICE, name, "alive")
-        return True
-
-    recovery.reap(anchor, over)
-    assert cluster.objects(INFERENCE_SERVICE) == [name]
-
-
-def test_the_reaper_looks_again_after_a_fault(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that is away, or whatever else: the next look removes what is left."""
-    monkeypatch.setattr(recovery, "REAP_S", 0.01)
-    anchor = begin(cluster, "alive")
-    asked = iter([False])
-
-    def over(trial: str) -> bool:
-        if not next(asked, True):
-            raise KeyError(trial)
-        return True
-
-    with recovery.reaping(anchor, over):
-        until(lambda: cluster.objects(INFERENCE_SERVICE) == [])
 
 
 def test_an_experiment_whose_heart_stopped_is_found_whole(cluster: FakeCluster) -> None:

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -134,8 +134,8 @@ def run_one(setup: Setup, trial: TrialId, parameters: Parameters) -> TrialRecord
     with ExitStack() as stack:
         stack.enter_context(lock.hold(setup.folder.root, lost=_leave))
         setup.folder.root.delete("stop")  # of a trial before this one
+        stack.enter_context(_orderly_stop(setup))  # left after the site, which is emptied in peace
         setup = replace(setup, site=stack.enter_context(_held(setup, [trial])))
-        stack.enter_context(_orderly_stop(setup))
         return run_trial(setup.trial(trial, 0, parameters))
 
 
@@ -153,11 +153,12 @@ def _leave(reason: str) -> None:
 def _run_trials(setup: Setup, options: Options, past: Past, course: Course | None, desk: Desk) -> None:
     with ExitStack() as stack:
         folder = stack.enter_context(_scratch(setup.folder.name))
+        listen = stack.enter_context(_orderly_stop(setup))  # left after the site, which is emptied in peace
         held = _held(setup, [proposal.trial for proposal in past.open])
         setup = replace(setup, site=stack.enter_context(held))
         nodes = setup.site.gpu_nodes()
         stack.enter_context(connected(declared(nodes or ()), folder, dashboard=options.dashboard))
-        stack.enter_context(_orderly_stop(setup))  # after Ray, which installs handlers of its own
+        listen()  # again: Ray has installed handlers of its own
         setup = replace(setup, client_socket=stack.enter_context(setup.shared_client(folder / "client")))
         queue = _queue(setup, nodes)
         gate = ExperimentGate(setup, queue, course)
@@ -169,8 +170,10 @@ def _run_trials(setup: Setup, options: Options, past: Past, course: Course | Non
 
 def _conclude(setup: Setup, options: Options, session: sessions.Session, desk: Desk) -> Results:
     """The results first: whoever told us to end may not wait for a tracker that does not answer."""
-    _close_open_trials(setup)
-    sessions.end(setup.folder, session)
+    try:
+        _close_open_trials(setup)
+    finally:  # or its time would go on
+        sessions.end(setup.folder, session)
     results = write_results(setup, options)
     complete(desk, setup.folder)
     return results
@@ -273,14 +276,15 @@ def _scratch(experiment: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _orderly_stop(setup: Setup) -> Iterator[None]:
+def _orderly_stop(setup: Setup) -> Iterator[Callable[[], object]]:
     """First signal: the stop file, which every trial looks for once a second. Second: out, at once.
 
-    Where the file cannot be written, the search ends all the same and Tune ends the trials (see ``_Unheard``).
+    What it gives listens anew, where somebody else has come to listen instead. Where the file cannot be written, the
+    search ends all the same and Tune ends the trials (see ``_Unheard``).
     Leaving at once is safe because every process of ours ends with the one that started it.
     """
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield lambda: None
         return
 
     signals = count(1)
@@ -293,9 +297,12 @@ def _orderly_stop(setup: Setup) -> Iterator[None]:
         except StorageFault as fault:  # the search hears of it all the same
             sys.stderr.write(f"no trial elsewhere hears of the stop: {fault}; {UNHEARD}\n")
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    def listen() -> dict[signal.Signals, Any]:
+        return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    before = listen()
     try:
-        yield
+        yield listen
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -32,7 +32,16 @@ from raytune_autotuner.anchor import (
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import AutotunerError, TransientError
 from raytune_autotuner.folder import ExperimentFolder
-from raytune_autotuner.kube import BENCHMARK_JOB, CONFIG_MAP, INFERENCE_SERVICE, POD, Cluster, Conflict, Kind
+from raytune_autotuner.kube import (
+    BENCHMARK_JOB,
+    CONFIG_MAP,
+    INFERENCE_SERVICE,
+    POD,
+    Cluster,
+    Conflict,
+    Kind,
+    Unreachable,
+)
 from raytune_autotuner.records import TrialId
 
 logger = logging.getLogger(__name__)
@@ -116,25 +125,31 @@ def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) 
     experiment, which may be a resumed one, and for its end.
 
     Raises:
-        TransientError: something is still there when the deadline is over; names it.
+        TransientError: something is still there when the deadline is over, or the server is away; names it.
     """
     cluster, namespace = anchor.cluster, anchor.namespace
     asked: set[str] = set()
     trials: set[str] = set()
     names = {trial.name for trial in spared}
-    while left := [(kind, each) for kind, each in _objects(anchor) if not _serves(kind, each, names)]:
-        if deadline.expired and asked:
-            listed = ", ".join(f"{kind.kind} {each['metadata']['name']}" for kind, each in left)
-            raise TransientError(f"still in namespace {namespace} after {deadline.seconds:.0f} s: {listed}")
-        anchor.check()
-        for kind, each in left:
-            if each["metadata"]["uid"] not in asked:
-                _delete(cluster, kind, each)
-                asked.add(each["metadata"]["uid"])
-                trials.add(_trial(each))
-        _force(cluster, [each for kind, each in left if kind is POD], namespace)
+    while True:
+        try:
+            left = [(kind, each) for kind, each in _objects(anchor) if not _serves(kind, each, names)]
+            if not left:
+                return trials - {""}
+            if deadline.expired and asked:
+                listed = ", ".join(f"{kind.kind} {each['metadata']['name']}" for kind, each in left)
+                raise TransientError(f"still in namespace {namespace} after {deadline.seconds:.0f} s: {listed}")
+            anchor.check()
+            for kind, each in left:
+                if each["metadata"]["uid"] not in asked:
+                    _delete(cluster, kind, each)
+                    asked.add(each["metadata"]["uid"])
+                    trials.add(_trial(each))
+            _force(cluster, [each for kind, each in left if kind is POD], namespace)
+        except Unreachable:  # it may be back, and what is left here would hold its GPUs
+            if deadline.expired:
+                raise
         time.sleep(min(POLL_S, deadline.remaining()))
-    return trials - {""}
 
 
 @contextmanager

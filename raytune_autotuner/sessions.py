@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib import metadata
@@ -46,8 +47,7 @@ def begin(setup: Setup, *, resume: bool, found: Held | None) -> Session:
     root, earlier = setup.folder.root, load(setup.folder)
     root.delete("stop")
     root.delete("halt.json")
-    if found is not None and earlier and earlier[-1].ended_at is None:
-        _write(setup.folder, replace(earlier[-1], ended_at=found.beat_at.isoformat(timespec="milliseconds")))
+    _close(setup.folder, earlier, found)
     root.write("inputs.json", to_text(constant(setup)))
     root.write("identity.json", to_text(identity(setup)))
     root.write("environment.json", to_text(environment(setup)))
@@ -81,6 +81,20 @@ def _job() -> str | None:
 
 def end(folder: ExperimentFolder, session: Session) -> None:
     _write(folder, replace(session, ended_at=utc_now()))
+
+
+def _close(folder: ExperimentFolder, earlier: Sequence[Session], found: Held | None) -> None:
+    """End those that were not ended in order with their last sign of life, or the time since would count."""
+    for session in earlier:
+        if session.ended_at is not None:
+            continue
+        if found is not None and session is earlier[-1]:
+            ended_at = found.beat_at.isoformat(timespec="milliseconds")
+        else:  # the lock was given back all the same
+            until = next((each.started_at for each in earlier if each.number == session.number + 1), utc_now())
+            signs = [at for state in folder.states() if session.started_at <= (at := state.updated_at) < until]
+            ended_at = max(signs, default=session.started_at)
+        _write(folder, replace(session, ended_at=ended_at))
 
 
 def load(folder: ExperimentFolder) -> list[Session]:

@@ -26,6 +26,7 @@ from raytune_autotuner.ledger import held_s
 from raytune_autotuner.lock import LOCK, Holder
 from raytune_autotuner.records import TrialId, TrialRecord, TrialState
 from raytune_autotuner.results import Results
+from raytune_autotuner.setup import Setup
 from raytune_autotuner.site import Local
 from raytune_autotuner.storage import Storage
 from raytune_autotuner.task.spec import parse_task
@@ -293,6 +294,39 @@ class Watched(Local):
 
 
 @dataclass(frozen=True)
+class Interrupted(Local):
+    """Its user is impatient while it is emptied."""
+
+    journal: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def held(
+        self, folder: ExperimentFolder, open: Collection[TrialId], ended: Callable[[str], None]
+    ) -> Iterator[Interrupted]:
+        try:
+            yield self
+        finally:
+            signal.raise_signal(signal.SIGINT)
+            self.journal.append("emptied")
+
+
+def test_a_signal_does_not_break_off_the_emptying_of_the_site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a run that ended by a fault has left there is removed; that fault is told, not the interrupt."""
+    setup = replace(fake_setup(tmp_path), site=(site := Interrupted()))
+
+    def broken(*args: Any, **more: Any) -> None:
+        raise EnvironmentFault("no Ray")
+
+    monkeypatch.setattr(experiment, "connected", broken)
+    with pytest.raises(EnvironmentFault, match="no Ray"):
+        experiment.run(setup, Options(tmp_path / "r.json"))
+    monkeypatch.setattr(experiment, "run_trial", broken)
+    with pytest.raises(EnvironmentFault, match="no Ray"):
+        experiment.run_one(setup, trial_id({}), {})
+    assert site.journal == ["emptied"] * 2
+
+
+@dataclass(frozen=True)
 class Single(FakeSetup):
     """Notes at which site a trial is made."""
 
@@ -373,6 +407,45 @@ def test_an_experiment_goes_on_after_the_driver_was_killed(tmp_path: Path) -> No
     assert not (tmp_path / "exp" / "lock.json").exists()
 
 
+def open_session(setup: FakeSetup, started_at: datetime, number: int = 1) -> sessions.Session:
+    session = sessions.Session(number, "tuner-0", __version__, at(started_at))
+    sessions._write(setup.folder, session)
+    return session
+
+
+def at(time: datetime) -> str:
+    return time.isoformat(timespec="milliseconds")
+
+
+def test_a_session_that_was_not_closed_ends_with_the_last_sign_of_its_trials(tmp_path: Path) -> None:
+    """Where its lock was given back, nothing else tells; the night since counts for nothing."""
+    setup, hour = fake_setup(tmp_path), timedelta(hours=1)
+    began = datetime.now(timezone.utc) - 12 * hour
+    for number in (1, 2, 3):
+        open_session(setup, began + (number - 1) * 2 * hour, number)
+    for number, seen in ((1, began + hour), (3, began + 4 * hour), (2, began + 5 * hour)):
+        parameters = {"speed": float(number)}
+        state = TrialState(trial_id(parameters), number, parameters, "load", "", 0, 1, at(began), at(seen))
+        setup.folder.save_state(state)
+    sessions.begin(setup, resume=True, found=None)
+    ended = [session.ended_at for session in sessions.load(setup.folder)]
+    assert ended == [at(began + hour), at(began + 2 * hour), at(began + 5 * hour), None]
+
+
+def test_a_session_ends_though_its_trials_cannot_be_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt, or a file that cannot be read: its time is over."""
+    setup = fake_setup(tmp_path)
+    session = open_session(setup, datetime.now(timezone.utc))
+
+    def interrupted(setup: Setup) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "_close_open_trials", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        experiment._conclude(setup, Options(), session, Late(tmp_path))
+    assert [each.ended_at is not None for each in sessions.load(setup.folder)] == [True]
+
+
 @dataclass
 class Late:
     """A tracker's desk that notes what comes to it before the results are written, and what after."""
@@ -404,8 +477,8 @@ def test_the_results_wait_for_no_tracker(tmp_path: Path, monkeypatch: pytest.Mon
 def test_who_waits_when_the_session_ends_has_held_nothing(tmp_path: Path, phase: str, charged_s: float) -> None:
     """Its GPUs are charged until it is closed, from when it has any."""
     setup = fake_setup(tmp_path)
-    at = (datetime.now(timezone.utc) - timedelta(seconds=100)).isoformat(timespec="milliseconds")
-    state = TrialState(trial_id({}), 1, {}, phase, "", 0, 1, at, at, phases={"pull": 5.0})
+    since = at(datetime.now(timezone.utc) - timedelta(seconds=100))
+    state = TrialState(trial_id({}), 1, {}, phase, "", 0, 1, since, since, phases={"pull": 5.0})
     setup.folder.save_state(state)
     experiment._close_open_trials(setup)
     record = setup.folder.record(state.trial.name)

@@ -56,6 +56,13 @@ def with_container(*statuses: Thing, **more: Any) -> View:
     return View(service(), (pod(containerStatuses=list(statuses), **more),))
 
 
+def rejected(name: str = POD_NAME, reason: str = "OutOfnvidia.com/gpu", made_s: int = 0) -> Thing:
+    """As a kubelet leaves a pod that it does not admit: on its node, without conditions and containers."""
+    words = "Pod was rejected: Node didn't have enough resource: nvidia.com/gpu"
+    found = pod(name, metadata={"creationTimestamp": f"2026-01-01T00:00:{made_s:02}Z"})
+    return {**found, "status": {"phase": "Failed", "reason": reason, "message": words}}
+
+
 CRASH_LOOP = {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}
 
 CASES: dict[str, tuple[View, Diagnosis | None]] = {
@@ -328,6 +335,18 @@ def test_a_lost_pod_explains_its_container() -> None:
     assert found.cause == "lost"
 
 
+@pytest.mark.parametrize("reason", ["OutOfcpu", "NodeAffinity", "TopologyAffinityError"])
+def test_a_pod_that_its_node_rejects_is_replaced(reason: str) -> None:
+    """Only when its replacements are rejected as well is the service lost."""
+    view = View(service(), (rejected("first", reason), rejected("second", reason, made_s=5), pod()))
+    assert diagnose(view) is None
+    assert [each["metadata"]["name"] for each in view.live_pods] == [POD_NAME]
+    found = diagnose(View(service(), (rejected("last", reason, made_s=40), rejected("first", reason))))
+    assert found is not None
+    assert (found.cause, found.pod) == ("lost", "last")
+    assert found.reason.startswith(f"pod last: {reason}: Pod was rejected")
+
+
 STANDINGS: dict[str, tuple[View, int, Standing, str]] = {
     "nothing": (View(), 1, Standing("schedule"), "waiting for OME"),
     "OME has begun": (View(service()), 1, Standing("schedule"), "waiting for pods"),
@@ -361,6 +380,18 @@ STANDINGS: dict[str, tuple[View, int, Standing, str]] = {
         2,
         Standing("load"),
         "pod second on gpu-1",
+    ),
+    "a rejected one does not": (
+        View(service(*CONDITIONS), (rejected("first"), pod())),
+        1,
+        Standing("ready"),
+        "",
+    ),
+    "nothing but a rejected one": (
+        View(service(), (rejected(),)),
+        1,
+        Standing("schedule"),
+        f"pod {POD_NAME}: OutOfnvidia.com/gpu: Pod was rejected: Node didn't have enough resource: nvidia.com/gpu",
     ),
     "an old pod does not": (
         View(service(*CONDITIONS), (pod(metadata={"deletionTimestamp": "now"}),)),

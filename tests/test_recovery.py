@@ -13,7 +13,7 @@ from raytune_autotuner.anchor import STALE_S, Anchor, labels
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError
 from raytune_autotuner.folder import ExperimentFolder
-from raytune_autotuner.kube import BENCHMARK_JOB, CONFIG_MAP, INFERENCE_SERVICE, POD, Kind
+from raytune_autotuner.kube import BENCHMARK_JOB, CONFIG_MAP, INFERENCE_SERVICE, POD, Kind, Unreachable
 from raytune_autotuner.records import TrialId, TrialState
 from raytune_autotuner.recovery import find_orphans, reap, reaping, remove, sweep
 from raytune_autotuner.storage import Storage
@@ -169,6 +169,18 @@ def test_sweeping_keeps_the_anchor_and_the_others(cluster: FakeCluster) -> None:
     assert sweep(mine, soon()) == set()
     assert cluster.objects(CONFIG_MAP) == sorted([mine.name, other.name])
     assert cluster.objects(POD) == ["other-pods"]
+
+
+def test_sweeping_goes_on_when_the_server_is_back(cluster: FakeCluster) -> None:
+    """However long its own deadline lets it wait; what is told is that the server is away."""
+    anchor = begin(cluster, "exp")
+    away = Unreachable("connection refused")
+    cluster.faults += [("list", POD, away), ("delete", BENCHMARK_JOB, away)]
+    assert sweep(anchor, soon()) == {TRIAL.name}
+    assert cluster.objects(POD) == []
+    cluster.faults.append(("list", POD, away))
+    with pytest.raises(Unreachable):
+        sweep(anchor, Deadline.after(0))
 
 
 def test_sweeping_spares_the_services_of_trials_that_go_on(cluster: FakeCluster) -> None:

@@ -12,7 +12,7 @@ from raytune_autotuner import anchor, loopback
 from raytune_autotuner.backends import Deployment, Progress
 from raytune_autotuner.backends.local import KEPT_CHARACTERS, read_info
 from raytune_autotuner.backends.ome_access import Way, open_way
-from raytune_autotuner.backends.ome_diagnosis import Cause, Diagnosis, Stage, View, diagnose, progress_of
+from raytune_autotuner.backends.ome_diagnosis import Cause, Diagnosis, Stage, View, diagnose, is_live, progress_of
 from raytune_autotuner.backends.ome_manifest import (
     HOSTNAME,
     OmeSettings,
@@ -338,7 +338,7 @@ class OmeBackend:
         """Ask the server itself whether pods are missing."""
         with contextlib.suppress(Unreachable):
             found = remains(self._cluster.with_patience(0), self._settings.namespace, self._name)
-            if gone := self._pods - _uids(t for t in found if not t["metadata"].get("deletionTimestamp")):
+            if gone := self._pods - _uids(filter(is_live, found)):
                 raise TransientError(f"{self._name}: {len(gone)} of its pods were taken away")
 
     def _confirm_deletion(self) -> None:

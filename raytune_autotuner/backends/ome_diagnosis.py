@@ -46,7 +46,13 @@ class View:
 
     @property
     def live_pods(self) -> list[Manifest]:
-        return [pod for pod in self.pods if not pod["metadata"].get("deletionTimestamp")]
+        return [pod for pod in self.pods if is_live(pod)]
+
+    @property
+    def rejected_pods(self) -> list[Manifest]:
+        """The first one first."""
+        found = [pod for pod in self.pods if _is_rejected(pod)]
+        return sorted(found, key=lambda pod: str(pod["metadata"].get("creationTimestamp")))
 
 
 @dataclass(frozen=True)
@@ -62,11 +68,24 @@ class Diagnosis:
     """The log to read is that of the container before."""
 
 
+def is_live(thing: Manifest) -> bool:
+    """Whether a pod (or the service) is to be reckoned with: neither on its way out nor rejected by its node."""
+    return not thing["metadata"].get("deletionTimestamp") and not _is_rejected(thing)
+
+
+def _is_rejected(pod: Manifest) -> bool:
+    """Whether a kubelet did not admit it (OutOfcpu, NodeAffinity …); it stays as it is, and another one is made."""
+    status = pod.get("status") or {}
+    failed, reason = status.get("phase") == "Failed", status.get("reason")
+    return failed and bool(reason) and reason not in LOST_REASONS and not status.get("containerStatuses")
+
+
 def diagnose(view: View) -> Diagnosis | None:
     """The first failure that the view shows, the most telling kind first; ``None`` while all may still be well."""
     pods = view.live_pods
     found = (
         *(d for pod in pods for d in _lost(pod)),
+        *_rejections(view),
         *(d for pod in pods for d in _containers(pod, view.events)),
         *(d for pod in pods for d in _mounts(pod, view.events)),
         *_refusals(view),
@@ -83,6 +102,20 @@ def _lost(pod: Manifest) -> Iterator[Diagnosis]:
     for condition in status.get("conditions") or ():
         if condition["type"] == "DisruptionTarget" and condition["status"] == "True":
             yield Diagnosis("lost", f"pod {name}: {condition.get('reason')}: {condition.get('message', '')}", name)
+
+
+def _rejections(view: View) -> Iterator[Diagnosis]:
+    """Pods that take the place of rejected ones are rejected as well: what the scheduler knows does not get better."""
+    if not (pods := view.rejected_pods):
+        return
+    first, last = (_time(pod["metadata"].get("creationTimestamp")) for pod in (pods[0], pods[-1]))
+    if first is not None and last is not None and (last - first).total_seconds() >= LASTING_S:
+        yield Diagnosis("lost", _rejection(pods[-1]), pods[-1]["metadata"]["name"])
+
+
+def _rejection(pod: Manifest) -> str:
+    status = pod["status"]
+    return f"pod {pod['metadata']['name']}: {status.get('reason')}: {status.get('message', '')}"
 
 
 def _containers(pod: Manifest, events: Iterable[Manifest]) -> Iterator[Diagnosis]:
@@ -275,7 +308,7 @@ def progress_of(view: View, conditions: Iterable[str], pods: int) -> Standing:
 def _first_words(view: View) -> str:
     if view.service is None or not (view.service.get("status") or {}).get("conditions"):
         return "waiting for OME"
-    return "waiting for pods"
+    return _rejection(view.rejected_pods[-1]) if view.rejected_pods else "waiting for pods"
 
 
 def _pod_progress(pod: Manifest) -> Standing:

@@ -19,7 +19,7 @@ from datetime import datetime, timedelta, timezone
 from types import TracebackType
 from typing import Any
 
-from raytune_autotuner.errors import AutotunerError, EnvironmentFault, TransientError
+from raytune_autotuner.errors import EnvironmentFault, TransientError
 from raytune_autotuner.kube import CONFIG_MAP, Cluster, Conflict, Rejected
 from raytune_autotuner.records import TrialId
 
@@ -235,8 +235,8 @@ class Anchor:
             try:
                 self.beat()
                 self.problem = ""
-            except AutotunerError as error:
-                self.problem = str(error)
+            except Exception as error:  # noqa: BLE001 - a heart that stopped unseen would let others remove what runs
+                self.problem = str(error) or repr(error)
 
 
 def _manifest(experiment: str, namespace: str, holder: Holder, now: datetime, found: Manifest | None) -> dict[str, Any]:

@@ -109,7 +109,8 @@ class Ome:
                 _remove_orphans(cluster, namespace)
                 recovery.sweep(anchor, Deadline.after(SWEEP_S), open)
                 owner = anchor.owner_reference()
-                yield replace(self, settings=replace(self.settings, owner=owner), experiment=folder.name)
+                with recovery.reaping(anchor, folder):
+                    yield replace(self, settings=replace(self.settings, owner=owner), experiment=folder.name)
             finally:
                 for trial in recovery.sweep(anchor, Deadline.after(SWEEP_S)):
                     ended(trial)

@@ -219,14 +219,22 @@ def sweep(owner_prefix: str | None = None) -> list[int]:
     """Kill what dead creators left running; the pids.
 
     Only processes of this user in this pid namespace are looked at, and only those whose owner starts with the
-    prefix. Needed only after a guard was killed: else nothing is ever left.
+    prefix. Needed only after a guard was killed: else nothing is ever left. One that lives is not disturbed: it alone
+    knows those of its tree that have cleared their environment.
     """
 
     def orphaned(mark: str) -> bool:
         owner, creator, started = [*mark.rsplit(":", 2), "", ""][:3]
         return creator.isdigit() and owner.startswith(owner_prefix or "") and start_time(int(creator)) != started
 
-    return _kill(_marked_with(OWNER_VARIABLE, orphaned))
+    return _kill(each for each in _marked_with(OWNER_VARIABLE, orphaned) if not _is_guard(each))
+
+
+def _is_guard(process: psutil.Process) -> bool:
+    try:
+        return guard.__file__ in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def _marked_with(variable: str, matches: Callable[[str], bool]) -> Iterator[psutil.Process]:

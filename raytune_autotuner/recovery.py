@@ -6,9 +6,11 @@ heartbeat. Everything else is left alone: objects without our labels, and those 
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,7 +30,8 @@ from raytune_autotuner.anchor import (
     silence_s,
 )
 from raytune_autotuner.deadline import Deadline
-from raytune_autotuner.errors import TransientError
+from raytune_autotuner.errors import AutotunerError, TransientError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import (
     BENCHMARK_JOB,
     CONFIG_MAP,
@@ -41,12 +44,20 @@ from raytune_autotuner.kube import (
 )
 from raytune_autotuner.records import TrialId
 
+logger = logging.getLogger(__name__)
+
 HOLDER = "raytune-autotuner gc"
 SWEPT: tuple[Kind, ...] = (INFERENCE_SERVICE, BENCHMARK_JOB, POD)
 """What is deleted, in this order. The rest (Deployments, Services, Jobs …) follows its owner."""
 LINGER_S = 60.0
 """How much longer than its grace period a pod may take to end before its object is removed by force."""
 POLL_S = 0.5
+REAP_S = 30.0
+"""So often it is looked for what ended trials have left."""
+JOIN_S = 10.0
+"""How long a look under way is waited for; it deletes nothing that the end would keep."""
+ENDING = frozenset({"teardown", "ended"})
+"""Phases in which a trial has no more use for what it has in the cluster; one that is reopened leaves them first."""
 
 Manifest = Mapping[str, Any]
 
@@ -133,7 +144,7 @@ def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) 
                 if each["metadata"]["uid"] not in asked:
                     _delete(cluster, kind, each)
                     asked.add(each["metadata"]["uid"])
-                    trials.add((each["metadata"].get("labels") or {}).get(TRIAL, ""))
+                    trials.add(_trial(each))
             _force(cluster, [each for kind, each in left if kind is POD], namespace)
         except Unreachable:  # it may be back, and what is left here would hold its GPUs
             if deadline.expired:
@@ -141,11 +152,59 @@ def sweep(anchor: Anchor, deadline: Deadline, spared: Collection[TrialId] = ()) 
         time.sleep(min(POLL_S, deadline.remaining()))
 
 
+@contextmanager
+def reaping(anchor: Anchor, folder: ExperimentFolder) -> Iterator[None]:
+    """Remove what ended trials have left while the body runs: their workers could not, or are gone."""
+    over = threading.Event()
+    thread = threading.Thread(target=_keep_reaping, args=(anchor, folder, over), name="reaper", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(JOIN_S)
+
+
+def _keep_reaping(anchor: Anchor, folder: ExperimentFolder, over: threading.Event) -> None:
+    seen: frozenset[str] = frozenset()
+    while not over.wait(REAP_S):
+        try:
+            seen = reap(anchor, folder, seen)
+        except AutotunerError as error:  # may have passed by the next look
+            logger.debug("what ended trials have left cannot be removed: %s", error)
+        except Exception:  # whatever it is, nobody else would look again
+            logger.exception("what ended trials have left cannot be removed")
+
+
+def reap(anchor: Anchor, folder: ExperimentFolder, seen: Collection[str] = ()) -> frozenset[str]:
+    """Delete what trials have left that ended, or came to their end, before the last look; does not wait for it.
+
+    ``seen`` is what the last look has returned, the uids of all that ending trials had: a worker that is just tearing
+    down is given until the next one, also to save its logs.
+    """
+    found = _objects(anchor)  # before the states: what a trial makes when it goes on is not among them
+    ending = {name for name in {_trial(each) for _, each in found} - {""} if _is_ending(folder, name)}
+    left = [(kind, each) for kind, each in found if _trial(each) in ending]
+    anchor.check()
+    for kind, each in left:
+        meta = each["metadata"]
+        if meta["uid"] in seen and "deletionTimestamp" not in meta:
+            logger.warning("trial %s has left %s %s, which is removed", _trial(each), kind.kind, meta["name"])
+            _delete(anchor.cluster, kind, each)
+    _force(anchor.cluster, [each for kind, each in left if kind is POD], anchor.namespace)
+    return frozenset(each["metadata"]["uid"] for _, each in left)
+
+
+def _is_ending(folder: ExperimentFolder, trial: str) -> bool:
+    state = folder.state(trial)
+    return state is not None and state.phase in ENDING
+
+
 def _serves(kind: Kind, each: Manifest, trials: Collection[str]) -> bool:
     """Whether an object is the service of one of these trials, or a pod of it; a benchmark's pod is a Job's."""
     meta = each["metadata"]
     owned_by_job = any(owner["kind"] == "Job" for owner in meta.get("ownerReferences") or ())
-    return kind is not BENCHMARK_JOB and not owned_by_job and (meta.get("labels") or {}).get(TRIAL) in trials
+    return kind is not BENCHMARK_JOB and not owned_by_job and _trial(each) in trials
 
 
 def _objects(anchor: Anchor) -> list[tuple[Kind, Manifest]]:
@@ -191,6 +250,10 @@ def _ownerless(anchor: Manifest | None, now: datetime) -> str:
 
 def _experiment(each: Manifest) -> str:
     return str((each["metadata"].get("labels") or {}).get(EXPERIMENT, ""))
+
+
+def _trial(each: Manifest) -> str:
+    return str((each["metadata"].get("labels") or {}).get(TRIAL, ""))
 
 
 def _age_s(each: Manifest, now: datetime) -> float:

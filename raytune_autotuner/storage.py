@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -265,6 +266,7 @@ class Storage:
         ``False`` when it should be ``new``, and there is one.
         """
         target = Path(self.opened[1]) / path
+        made = list(takewhile(lambda folder: not folder.exists(), target.parents))
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -272,12 +274,15 @@ class Storage:
                 stream.write(data)
                 stream.flush()
                 os.fsync(stream.fileno())
-            if new:
-                return _linked(temporary, target)
-            temporary.replace(target)
+            if new and not _linked(temporary, target):
+                return False
+            if not new:
+                temporary.replace(target)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+        for folder in (target.parent, *(each.parent for each in made)):
+            _settle(folder)
         return True
 
     def _write_remote(self, path: str, data: bytes) -> bool:
@@ -316,6 +321,16 @@ class Storage:
             raise
         except STORE_ERRORS as error:
             raise StorageFault(f"cannot {verb} {self.location(path)}: {error}") from error
+
+
+def _settle(folder: Path) -> None:
+    """What a folder lists is durable only when the folder itself is written."""
+    with contextlib.suppress(OSError):  # some filesystems over a network do not know how, and need not
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def _linked(temporary: Path, target: Path) -> bool:

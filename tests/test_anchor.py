@@ -239,6 +239,18 @@ def test_the_heart_beats_by_itself_until_the_end(cluster: FakeCluster) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_the_heart_beats_on_after_a_fault_that_nobody_thought_of(
+    cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A heart that stopped unseen would let others remove what runs."""
+    with take(cluster) as held:
+        with monkeypatch.context() as patch:
+            patch.setattr(cluster, "get", lambda *_: {}["nobody"])
+            until(lambda: "nobody" in held.problem)
+        until(lambda: not held.problem)
+
+
+@pytest.mark.usefixtures("quick")
 def test_the_heart_stops_when_the_anchor_is_lost(cluster: FakeCluster) -> None:
     """And says why."""
     with take(cluster) as held:

@@ -275,6 +275,20 @@ class TestErrors:
         with pytest.raises(Unreachable):
             cluster.server_version()
 
+    def test_a_token_that_cannot_be_read_for_a_moment(self, stub: ApiStub, cluster: Cluster) -> None:
+        """The client reads its file again every minute: what that raises may pass like any other fault."""
+        stub.on("GET", "/version", Answer(200, {"gitVersion": "v1"}))
+        settings = cluster._connection._client.configuration.auth_settings
+        answers = iter([OSError(24, "too many open files"), None])
+
+        def read() -> Any:
+            if (error := next(answers)) is not None:
+                raise error
+            return settings()
+
+        cluster._connection._client.configuration.auth_settings = read
+        assert cluster.server_version() == "v1"
+
     def test_no_json(self, stub: ApiStub, cluster: Cluster) -> None:
         """An answer that is no JSON is a broken server's."""
         stub.on("GET", "/version", Answer(200, b"<html>"))
@@ -454,6 +468,21 @@ class TestWatch:
             stub.next_watch().send("ERROR", {"code": 500, "message": "etcd has no leader"})
             stub.next_watch().send("ADDED", pod("b", 6))
             assert told(subscription) == ("ADDED", "b")
+
+    def test_a_fault_that_nobody_thought_of(
+        self, stub: ApiStub, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Who listens is told, instead of waiting for what does not come, and the next one has a watch of its own."""
+        stub.on("GET", PODS, listing(5), listing(6, pod("a")))
+        with cluster.watch(POD, "ns") as subscription:
+            watch = stub.next_watch()
+            with monkeypatch.context() as patch:
+                patch.setattr(kube_watch._SharedWatch, "_note", lambda *_: {}["nobody"])
+                watch.send("MODIFIED", pod("a", 6))
+                with pytest.raises(TransientError, match="watch of pods has failed: KeyError"):
+                    told(subscription)
+        with cluster.watch(POD, "ns") as again:
+            assert told(again) == ("ADDED", "a")
 
     def test_watches_that_end_at_once(self, stub: ApiStub, cluster: Cluster) -> None:
         """Where no watch can be kept, lists take its place."""

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -21,7 +22,7 @@ import psutil
 import pytest
 import requests
 
-from raytune_autotuner import recovery
+from raytune_autotuner import ome_site, recovery
 from raytune_autotuner.anchor import Anchor
 from raytune_autotuner.backends import Deployment, Progress, ome, ome_view
 from raytune_autotuner.backends.ome import OmeBackend
@@ -41,6 +42,7 @@ from tests.emulator.api import Admission, Fault, denied_by_webhook, webhook_unre
 from tests.emulator.cluster import Emulator, Node
 from tests.fakes.trials import sample_metrics
 from tests.ome_cluster import EXPERIMENT, NAMESPACE, crds, deployment, objects, settings
+from tests.test_ome_site import task
 from tests.waiting import until
 
 pytestmark = pytest.mark.xdist_group("whole")
@@ -537,6 +539,47 @@ def test_stuck(world: Emulator, stage: Stage, fault: str, by: str) -> None:
         recovery.sweep(anchor, Deadline.after(STOP_S))
         anchor.delete()
     assert_nothing_is_left(world)
+
+
+def test_what_stays_of_a_trial_goes_while_the_experiment_goes_on(
+    world: Emulator, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The API is away for a teardown and for some looks after it; what a running trial has is left alone."""
+    monkeypatch.setattr(recovery, "REAP_S", 0.05)
+    monkeypatch.setattr(ome_site, "connect", lambda task: stuck.cluster)
+    go_on = threading.Event()
+    cell, healthy = STUCK["API: 500 for deletions"], Cell(lambda play: go_on.wait(STOP_S))
+    running = stage(replace(healthy, parameters={"mem_frac": 0.7}), "load")
+    stuck = stage(cell, "teardown")
+    stuck.root = running.root
+    with ThreadPoolExecutor(1) as aside, ome_site.Ome(task(), settings()).held(stuck.folder, [], lambda trial: None):
+        ended = aside.submit(running.run)
+        until(lambda: running.struck)
+        assert_ended(stuck, stuck.run(), replace(cell, kind="infrastructure"), rungs=2)
+        assert len(services(world)) == 2
+        world.faults.api.clear()
+        until(lambda: len(services(world)) == 1)
+        go_on.set()
+        assert_ended(running, ended.result(), healthy, rungs=2)
+        assert_nothing_is_left(world)
+
+
+@pytest.mark.parametrize("fault", ["slow to die", "will not die"])
+def test_a_teardown_that_is_helped_along_reports_as_ever(
+    world: Emulator, stage: Stage, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver may delete what a worker is just removing; the worker still waits for the end of the pods."""
+    monkeypatch.setattr(recovery, "REAP_S", 0.05)
+    monkeypatch.setattr(ome_site, "connect", lambda task: play.cluster)
+    cell = AT_END[fault]
+    play = stage(cell, "teardown")
+    with ome_site.Ome(task(), settings()).held(play.folder, [], lambda trial: None):
+        assert_ended(play, play.run(), cell, rungs=2)
+        assert_nothing_is_left(world)
+
+
+def services(world: Emulator) -> list[str]:
+    return [service["metadata"]["name"] for service in world.objects("InferenceService", NAMESPACE)]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import multiprocessing
 import os
@@ -219,6 +220,26 @@ def test_sweep_removes_what_a_killed_guard_left(creator: subprocess.Popen[bytes]
     assert sorted(sweep(owner)) == sorted([child, session])
     assert not alive(child)
     assert not alive(session)
+
+
+def test_sweep_leaves_a_guard_to_its_work(tmp_path: Path, owner: str) -> None:
+    """It alone knows of a child without a mark that does not end by itself; its scratch folder goes, too."""
+    tree = "env -i sh -c 'trap \"\" TERM; echo $$; while :; do sleep 1; done' & wait"
+    scratch, log = tmp_path / "scratch", tmp_path / "log"
+    scratch.mkdir()
+    creator = subprocess.Popen([sys.executable, "-c", CREATOR, tree, str(log), owner, str(scratch)])
+    try:
+        (hidden,) = pids(log, 1)
+    finally:
+        creator.kill()
+        creator.wait()
+    try:
+        sweep(owner)
+        until(lambda: not alive(hidden), 60)
+        until(lambda: not scratch.exists(), 60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(hidden, signal.SIGKILL)
 
 
 def test_terminated_guard_ends_the_tree(tmp_path: Path, start: Start) -> None:

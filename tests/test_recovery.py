@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from raytune_autotuner import recovery
 from raytune_autotuner.anchor import STALE_S, Anchor, labels
 from raytune_autotuner.deadline import Deadline
 from raytune_autotuner.errors import EnvironmentFault, TransientError
+from raytune_autotuner.folder import ExperimentFolder
 from raytune_autotuner.kube import BENCHMARK_JOB, CONFIG_MAP, INFERENCE_SERVICE, POD, Kind, Unreachable
-from raytune_autotuner.records import TrialId
-from raytune_autotuner.recovery import find_orphans, remove, sweep
+from raytune_autotuner.records import TrialId, TrialState
+from raytune_autotuner.recovery import find_orphans, reap, reaping, remove, sweep
+from raytune_autotuner.storage import Storage
 from tests.fakes.cluster import FakeCluster, Manifest
+from tests.waiting import until
 
 NS = "autotuner"
 TRIAL = TrialId("search", "0123456789ab")
@@ -231,3 +238,47 @@ def test_sweeping_stops_when_the_anchor_is_lost(cluster: FakeCluster) -> None:
     with pytest.raises(EnvironmentFault, match="lost"):
         sweep(anchor, soon())
     assert cluster.objects(INFERENCE_SERVICE) == ["exp-inferenceservices"]
+
+
+STATE = TrialState(TRIAL, 0, {}, "benchmark", "", 0, 1, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00")
+
+
+def folder_with(tmp_path: Path, phase: str) -> ExperimentFolder:
+    folder = ExperimentFolder(Storage(str(tmp_path)), "exp")
+    folder.save_state(replace(STATE, phase=phase))
+    return folder
+
+
+@pytest.mark.parametrize("phase", ["queue", "deploy", "benchmark", "teardown", "ended"])
+def test_what_ended_trials_have_left_is_reaped(cluster: FakeCluster, tmp_path: Path, phase: str) -> None:
+    """At the second look, so that a worker can tear down by itself; what waits, was reopened or runs keeps all."""
+    anchor, folder = begin(cluster, "exp"), folder_with(tmp_path, phase)
+    begin(cluster, "other")
+    seen = reap(anchor, folder)
+    assert len(cluster.objects(INFERENCE_SERVICE)) == 2
+    reap(anchor, folder, seen)
+    kept = ["other"] if phase in ("teardown", "ended") else ["exp", "other"]
+    for kind in (INFERENCE_SERVICE, BENCHMARK_JOB, POD):
+        assert cluster.objects(kind) == [f"{name}-{kind.plural}" for name in kept]
+
+
+def test_a_trial_that_was_reopened_between_two_looks_keeps_its_service(cluster: FakeCluster, tmp_path: Path) -> None:
+    """Its next worker may go on with it."""
+    anchor, folder = begin(cluster, "exp"), folder_with(tmp_path, "ended")
+    seen = reap(anchor, folder)
+    folder.save_state(replace(STATE, phase="queue"))
+    assert reap(anchor, folder, seen) == frozenset()
+    assert cluster.objects(INFERENCE_SERVICE) == ["exp-inferenceservices"]
+
+
+def test_reaping_outlives_whatever_goes_wrong(
+    cluster: FakeCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next look comes; after the body there is none."""
+    monkeypatch.setattr(recovery, "REAP_S", 0.01)
+    anchor, folder = begin(cluster, "exp"), folder_with(tmp_path, "ended")
+    cluster.faults += [("list", POD, TransientError("away")), ("delete", POD, ValueError("a bug"))]
+    with reaping(anchor, folder):
+        until(lambda: cluster.objects(POD) == [])
+    assert cluster.faults == []
+    assert "reaper" not in {thread.name for thread in threading.enumerate()}

@@ -66,6 +66,24 @@ def test_what_is_saved_is_found_again(tmp_path: Path) -> None:
     assert other.records() == [record()]
 
 
+def test_what_is_written_is_durable_with_all_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is its folder's: without that, the end of the machine takes back what was reported as finished."""
+    settled: list[str] = []
+    sync = os.fsync
+
+    def fsync(opened: int) -> None:
+        settled.append(str(Path(f"/proc/self/fd/{opened}").readlink()))
+        sync(opened)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    root = Storage(str(tmp_path / "new"))
+    root.write("exp/file", "1")
+    assert {str(tmp_path), f"{tmp_path}/new", f"{tmp_path}/new/exp"} <= set(settled)
+    settled.clear()
+    root.write("exp/file", "2")
+    assert settled[1:] == [f"{tmp_path}/new/exp"]
+
+
 def test_an_empty_folder_reads_as_nothing(tmp_path: Path) -> None:
     """Missing files are no error."""
     folder = ExperimentFolder(Storage(str(tmp_path)), "none")

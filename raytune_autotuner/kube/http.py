@@ -180,6 +180,8 @@ class Connection:
             raise EnvironmentFault(f"no secure connection to {config.host}: {error}") from error
         except urllib3.exceptions.HTTPError as error:
             raise Unreachable(f"{request} at {config.host}: {error}") from error
+        except OSError as error:  # the token's file, which is read again every minute, or no more open files
+            raise Unreachable(f"{request} at {config.host}: {error}") from error
         return response
 
     def _renew(self) -> None:

@@ -195,6 +195,8 @@ class _SharedWatch:
                     return self._fail(error)
             except AutotunerError as error:
                 return self._fail(error)
+            except Exception as error:  # noqa: BLE001 - those who listen would wait in vain
+                return self._fail(TransientError(f"the watch of {self._kind.plural} has failed: {error!r}"))
             self._stopping.wait(next(pauses, PAUSES_S[-1]))
 
     def _follow(self) -> bool:

@@ -171,7 +171,7 @@ def _keep_reaping(anchor: Anchor, folder: ExperimentFolder, over: threading.Even
         try:
             seen = reap(anchor, folder, seen)
         except AutotunerError as error:  # may have passed by the next look
-            logger.debug("what ended trials have left cannot be removed: %s", error)
+            logger.warning("what ended trials have left cannot be removed yet: %s", error)
         except Exception:  # whatever it is, nobody else would look again
             logger.exception("what ended trials have left cannot be removed")
 
